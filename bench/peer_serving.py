@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import hashlib
 import os
-import random
 import signal
 import socket
 import sys
@@ -28,10 +27,11 @@ from bench.origins import loopback_environment, nginx, running
 from bench.report import Target
 from cached.contract.layout import Layout
 from cached.peers.access import PoolKeys, SignedRequest
+from cached.peers.messages import Announce, Reply
 from cached.peers.pieces import PIECE_BYTES
-from cached.peers.serving.contents import Contents
+from cached.peers.serving.contents import Contents, NoPartials
 from cached.peers.serving.server import PeerServer, ServerSettings
-from cached.peers.trackers import Trackers
+from cached.peers.trackers import TooMany
 
 _KEYS = PoolKeys([b"a key that is in no way a secret"])
 _CLIENTS = 8
@@ -89,7 +89,7 @@ def _serve(root: Path) -> int:
     """Be the server, until SIGTERM; its port is in the file `port`."""
     sys.setswitchinterval(_SWITCH_S)
     server = PeerServer(
-        Contents(Layout(root)), Trackers(random.Random()), lambda: _KEYS, ServerSettings(), _Uncounted()
+        Contents(Layout(root), NoPartials()), _NoAnnounces(), lambda: _KEYS, ServerSettings(), _Uncounted()
     )
     port = server.open(("127.0.0.1", 0))[1]
     (root / "port.tmp").write_text(str(port))
@@ -97,6 +97,16 @@ def _serve(root: Path) -> int:
     signal.sigwait([signal.SIGTERM])
     server.close()
     return 0
+
+
+class _NoAnnounces:
+    def announce(self, address: str, message: Announce, now: float) -> Reply:  # noqa: ARG002
+        """Refuse: nothing is fetched."""
+        raise TooMany("a benchmark")
+
+    def seed(self, message: Announce) -> Announce | None:  # noqa: ARG002
+        """Return None: nothing is fetched."""
+        return None
 
 
 class _Uncounted:

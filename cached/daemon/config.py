@@ -15,6 +15,9 @@ from typing import TypeVar
 from cached.contract.layout import DEFAULT_ROOT
 from cached.contract.program.options import OptionParser, parse_address, whole_number
 from cached.contract.program.units import parse_duration, parse_rate, parse_size
+from cached.daemon.pool import PoolOptions
+from cached.fetch.pool.membership import parse_peers
+from cached.peers.messages import is_zone
 
 T = TypeVar("T", int, float)
 
@@ -45,6 +48,7 @@ class Config:
     page: str
     log_level: str
     tracing: str
+    pool: PoolOptions
 
 
 def parse_config(arguments: Sequence[str]) -> Config:
@@ -137,6 +141,31 @@ def parse_config(arguments: Sequence[str]) -> Config:
     kubelet = "the kubelet's folder (its --root-dir)"
     parser.option("--kubelet-dir", type=_parse_path, default="/var/lib/kubelet", metavar="DIR", help=kubelet)
     parser.option("--page", choices=("on", "off"), default="on", help="off: no page for people at / of --listen")
+    parser.option(
+        "--peers",
+        type=parse_peers,
+        default="off",
+        metavar="WHERE",
+        help="fetch with these other nodes: dns:NAME:PORT, or HOST:PORT,…",
+    )
+    port = "where other nodes fetch, and ask"
+    parser.option("--peer-listen", type=parse_address, default="0.0.0.0:9402", metavar="HOST:PORT", help=port)
+    parser.option(
+        "--peer-key-file",
+        type=_parse_path,
+        otherwise="no peers",
+        metavar="FILE",
+        help="the pool's keys, one a line: the first one signs, all count",
+    )
+    parser.option(
+        "--peer-upload",
+        type=_positive(parse_rate, "a rate above 0 such as 200MiB/s"),
+        otherwise="no limit",
+        metavar="RATE",
+        help="the most to send to other nodes, as 1GiB/s",
+    )
+    zone = "this node's zone: each zone imports a version once"
+    parser.option("--peer-zone", type=_parse_zone, default="", otherwise="none", metavar="ZONE", help=zone)
     parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
     parser.log_format()
     parser.tracing()
@@ -146,9 +175,22 @@ def parse_config(arguments: Sequence[str]) -> Config:
         parser.error(f"--low-watermark {low} is above --high-watermark {high}: set it lower")
     if given.csi_registration is not None and given.csi is None:
         parser.error("--csi-registration without --csi: give the driver's socket too")
+    if not given.peer_listen[1]:
+        parser.error("--peer-listen: expected a port that other nodes know, found 0")
+    given.pool = PoolOptions(given.peers, given.peer_listen, given.peer_key_file, given.peer_upload, given.peer_zone)
+    for name in ("peers", "peer_listen", "peer_key_file", "peer_upload", "peer_zone"):
+        delattr(given, name)
     given.connections_per_origin = given.connections_per_origin or given.connections
     del given.log_format  # read before: `open_events`
     return Config(**vars(given))
+
+
+def _parse_zone(text: str) -> str:
+    if not is_zone(text):
+        raise ValueError(
+            f"expected a zone, as a label's value: at most 63 letters, digits, '.', '_', '-', found {text!r}"
+        )
+    return text
 
 
 def _parse_interval(text: str) -> float | None:

@@ -41,6 +41,7 @@ from cached.daemon.http.server import MOST_CONNECTIONS
 from cached.daemon.imports import Imports
 from cached.daemon.listeners import open_listeners
 from cached.daemon.metrics import DaemonMetrics
+from cached.daemon.pool import open_pool
 from cached.daemon.read_api import make_read_api
 from cached.daemon.reconciler import Reconciler
 from cached.daemon.service import DaemonService
@@ -85,6 +86,7 @@ _RETRY_S = 4.0  # of the fetches blocked on space
 _RETRIES_A_PLAN = 3
 _DELETING_S = 1.0  # an `rm -r` of the root may still be running
 _LEAST_FILES = 128  # open at once, besides two a connection: partial blobs, idle connections, the daemon's own
+_PEER_FILES = 640  # connections of other nodes, the blobs that they get, and connections to them
 _LEAST_CLIENTS = 16  # clients of each listener, whatever the limit
 _DISK = "the root's disk"
 _LOOKUPS = 8  # threads for DNS lookups and for local sources
@@ -108,7 +110,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         limits.start_thread(ending, "the daemon")
         _require_proc()
-        max_clients = _compute_max_clients(limits.raise_open_files(_LEAST_FILES + 2 * config.connections))
+        max_clients = _compute_max_clients(limits.raise_open_files(_count_files(config)))
         tracer = open_tracer("daemon", config.tracing, {"k8s.node.name": config.node})
         asyncio.run(_run(config, ending, max_clients, tracer))
     except (HoldfastError, OSError, RuntimeError) as error:
@@ -129,6 +131,11 @@ def _require_proc() -> None:
     """Raise `Permanent` (`no_proc`) without /proc: the socket and the scrub use its short names of open folders."""
     if not os.path.exists("/proc/self/fd"):
         raise Permanent("no_proc", "/proc is not mounted here", "mount proc at /proc in the daemon's container")
+
+
+def _count_files(config: Config) -> int:
+    """Return the open files that are needed at once, listeners' clients apart."""
+    return _LEAST_FILES + 2 * config.connections + (_PEER_FILES if config.pool.peers is not None else 0)
 
 
 def _compute_max_clients(files: int) -> int:
@@ -222,6 +229,9 @@ async def _work(
     bounds = WorkerSettings(config.connections, config.connections_per_origin, config.max_bandwidth, sealing)
     workers = Workers(layout, client, bounds, metrics, journal)
     stack.push_async_callback(asyncio.to_thread, workers.stop)
+    pooled = contextlib.ExitStack()
+    stack.push_async_callback(asyncio.to_thread, pooled.close)
+    pool = await blocking.run(pooled.enter_context, open_pool(config.pool, layout, metrics.add_peers))
     downloads = Downloads(layout, workers, ledger)
     publisher = Publisher(
         layout=layout,
@@ -247,6 +257,7 @@ async def _work(
         trace=cold_starts or NoFetchTrace(),
         open_source=lambda uri: open_source(uri, client),
         listing_timeout_s=_LISTING_STALLS * config.stall_timeout_s,
+        pool=pool,
     )
     reconciler = Reconciler(
         status_files=status_files,

@@ -42,6 +42,22 @@ _DIGEST_DIGITS = 12  # of a digest in a label
 _MOVING = frozenset({State.FETCHING, State.VERIFYING, State.PUBLISHING})
 
 
+class PeerMetrics:
+    """The counters of a node of a pool."""
+
+    def __init__(self, sent: Counter, refusals: Counter) -> None:
+        self._sent = sent
+        self._refusals = refusals
+
+    def sent(self, size: int) -> None:
+        """Count bytes of blobs that were sent."""
+        self._sent.inc(size)
+
+    def refused(self, status: int) -> None:
+        """Count a request that got an error status."""
+        self._refusals.labels(str(status)).inc()
+
+
 class DaemonMetrics:
     """The daemon's registry and counters, which may be incremented from any thread."""
 
@@ -109,6 +125,12 @@ class DaemonMetrics:
         """Add the gauges of the scrub, which are not there without one."""
         self._gauge(table.SCRUB_AGE).set_function(compute_oldest_age_s)
         self._gauge(table.SCRUB_PERIOD).set(period_s)
+
+    def add_peers(self, count_members: Callable[[], int]) -> PeerMetrics:
+        """Add the metrics of a node of a pool, which are not there without one. `count_members` returns the number of
+        other nodes that are known."""
+        self._gauge(table.PEERS).labels("known").set_function(count_members)
+        return PeerMetrics(self._counter(table.PEER_SENT), self._counter(table.PEER_REFUSALS))
 
     def render(self) -> bytes:
         """Return the exposition in Prometheus' text format 0.0.4."""

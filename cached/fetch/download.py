@@ -24,10 +24,11 @@ from cached.fetch.attempt import Attempt, AttemptResources, BlobSpec, NoRanges, 
 from cached.fetch.local_file import LocalBody
 from cached.fetch.small_attempt import SmallAttempt, is_small
 from cached.fetch.stream_body import StreamBody
-from cached.fetch.supply import Assignment, OriginSupply, PeerPiece, Supply
+from cached.fetch.supply import Assignment, OriginSupply, PeerPiece, Receipt, Supply, SupplyMaker
 from cached.store.disk.durable import disk_error
 from cached.store.ingest import ALIGNMENT, allocated_bytes
 from cached.transport.body import Body
+from cached.transport.checksums import Hasher
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation, Cancelled
 from cached.transport.connection.limits import BandwidthLimit
@@ -91,11 +92,11 @@ class Download:
         space: Space,
         workers: DownloadWorkers,
         priority: int,
-        supply: Supply | None = None,
+        make_supply: SupplyMaker | None = None,
     ) -> None:
-        """`supply`: where the segments of a blob of known sha256 come from; None: from its origin."""
+        """`make_supply` makes where the segments of a blob of known sha256 come from; None: its origin."""
         self.spec = spec
-        self._supply: Supply = OriginSupply() if supply is None else supply
+        self._supply: Supply = OriginSupply() if make_supply is None else make_supply(lambda: workers.changed(self))
         self._space = space
         self.priority = priority
         self.result: Future[Verified] = Future()
@@ -169,7 +170,7 @@ class Download:
             if assignment.piece is not None and isinstance(attempt, Attempt):
                 rest = self._receive_piece(attempt, assignment, assignment.piece)
             else:
-                rest = self._receive_segment(attempt, segment)
+                rest = self._receive_from_origin(attempt, assignment)
         except _Interrupted as interrupted:
             rest = interrupted.rest
             if interrupted.error is not None:  # before `leave`, which commits an attempt that has all its bytes
@@ -233,7 +234,7 @@ class Download:
         again, here or elsewhere. An error of the peer is none of the source's; one of this disk ends the attempt."""
         began = time.monotonic()
         try:
-            is_whole = self._receive_checked(attempt, assignment.segment, piece)
+            load = self._receive_checked(attempt, assignment.segment, piece)
         except _DiskFailed as failure:
             self._supply.failed(assignment, None)
             raise _Interrupted(assignment.segment, failure.error) from failure
@@ -245,18 +246,18 @@ class Download:
                 self._workers.observer.verify_failed("peer")
             self._supply.failed(assignment, error)
             return assignment.segment
-        if not is_whole:  # preempted
+        if load is None:  # preempted
             self._supply.failed(assignment, None)
             return assignment.segment
         attempt.accept_piece(assignment.segment)
         self._progressed(_size(assignment.segment), streaming=False)
-        self._supply.received(assignment, time.monotonic() - began)
+        self._supply.received(assignment, Receipt(piece.sha256, time.monotonic() - began, load))
         attempt.record_soon()
         return None
 
-    def _receive_checked(self, attempt: Attempt, segment: Segment, piece: PeerPiece) -> bool:
-        """Receive and write a piece and compare its sha256; return False if a more urgent download preempts it. Raises
-        `HoldfastError` for the peer, `_DiskFailed` for this node's disk."""
+    def _receive_checked(self, attempt: Attempt, segment: Segment, piece: PeerPiece) -> str | None:
+        """Receive and write a piece and compare its sha256; return what its peer says of its load, None if a more
+        urgent download preempts it. Raises `HoldfastError` for the peer, `_DiskFailed` for this node's disk."""
         assert segment.end is not None
         digest, offset = hashlib.sha256(), segment.start
         self._workers.at_work.begin_wait()
@@ -286,17 +287,33 @@ class Download:
                         raise _DiskFailed(error) from error
                 offset += length
                 if offset < segment.end and self._workers.outranked(self):
-                    return False
+                    return None
         if digest.hexdigest() != piece.sha256:
             where = f"{self.spec.name}: bytes {segment.start} to {segment.end} of a peer"
             raise DigestMismatch(where, piece.sha256, digest.hexdigest(), "the piece is fetched elsewhere")
-        return True
+        return body.load
 
     # --- receiving from the origin ---------------------------------------------------------------------------------
 
-    def _receive_segment(self, attempt: AnyAttempt, segment: Segment) -> Segment | None:
-        """Receive a segment; return its rest if a more urgent download preempts it."""
-        at = _Position(segment.start, attempt.stream)
+    def _receive_from_origin(self, attempt: AnyAttempt, assignment: Assignment) -> Segment | None:
+        """Receive a segment from the origin; of one that is told, tell the supply its sha256, or that it failed."""
+        if not assignment.is_told:
+            return self._receive_segment(attempt, assignment.segment, None)
+        digest, began = hashlib.sha256(), time.monotonic()
+        try:
+            rest = self._receive_segment(attempt, assignment.segment, digest)
+        except _Interrupted as interrupted:
+            self._supply.failed(assignment, interrupted.error)
+            raise
+        if rest is None and not attempt.stream:
+            self._supply.received(assignment, Receipt(digest.hexdigest(), time.monotonic() - began, ""))
+        else:
+            self._supply.failed(assignment, None)
+        return rest
+
+    def _receive_segment(self, attempt: AnyAttempt, segment: Segment, digest: Hasher | None) -> Segment | None:
+        """Receive a segment, also into `digest`; return its rest if a more urgent download preempts it."""
+        at = _Position(segment.start, attempt.stream, digest)
         try:
             with self._request(segment, at.streaming, attempt) as body:
                 if not at.streaming and (body.start, body.length) != (segment.start, _length(segment)):
@@ -342,6 +359,8 @@ class Download:
                 self._workers.buffers.give(buffer)
                 raise
             if length:
+                if at.digest is not None:
+                    at.digest.update(buffer[:length])
                 attempt.accept(buffer, length, at.offset, received_s)
                 at.offset += length
                 self._progressed(length, at.streaming)
@@ -548,10 +567,11 @@ def _length(segment: Segment) -> int | None:
 
 @dataclass(slots=True)
 class _Position:
-    """A connection's offset, and whether it receives the whole object in one stream."""
+    """A connection's offset, whether it receives the whole object in one stream, and the hash of its bytes, if any."""
 
     offset: int
     streaming: bool
+    digest: Hasher | None = None
 
 
 class _DiskFailed(Exception):

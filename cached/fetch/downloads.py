@@ -18,6 +18,7 @@ from cached.core.space import Ledger, NoSpace, Reservation
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download
 from cached.fetch.small_attempt import is_small
+from cached.fetch.supply import SupplyMaker
 from cached.fetch.workers import Workers
 from cached.store.ingest import allocated_bytes
 from cached.transport.connection.cancel import Cancellation
@@ -122,9 +123,11 @@ class Downloads:
         allotment: DownloadSpace,
         waiter: object,
         priority: int,
+        make_supply: SupplyMaker | None = None,
     ) -> tuple[Download, asyncio.Future[Verified]]:
-        """Start the download of a blob that has none, in the space of `allotment`; return the same as `join`."""
-        download = Download(spec, locate, allotment, self._workers, priority)
+        """Start the download of a blob that has none, in the space of `allotment`; return the same as `join`.
+        `make_supply` as in `Download`."""
+        download = Download(spec, locate, allotment, self._workers, priority, make_supply)
         entry = _Entry(download, allotment, asyncio.wrap_future(download.result), {waiter: priority})
         entry.result.add_done_callback(lambda _: self._settle(spec.key.id))
         self._entries[spec.key.id] = entry

@@ -6,7 +6,7 @@ is provisional until that matches. An error of a peer is no error of the source.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,18 +17,31 @@ from cached.transport.target import HttpTarget
 
 @dataclass(frozen=True, slots=True)
 class PeerPiece:
-    """A whole piece that a peer has: its sha256 as 64 hex digits, and its address there."""
+    """A whole piece that a peer has: its address there, its sha256 as 64 hex digits, and the peer's own address."""
 
     target: HttpTarget
     sha256: str
+    peer: str
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """A segment to receive from a peer, or from the origin (None)."""
+    """A segment to receive from a peer, or from the origin (None). `is_told`: it is a whole piece of the origin, whose
+    sha256 the supply tells other nodes."""
 
     segment: Segment
     piece: PeerPiece | None
+    is_told: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A whole piece that was received and written: its sha256 as 64 hex digits, the seconds that it took, and what a
+    peer said of its load (empty: nothing)."""
+
+    sha256: str
+    seconds: float
+    load: str
 
 
 class Supply(Protocol):
@@ -41,14 +54,18 @@ class Supply(Protocol):
     def has_work(self, segments: Sequence[Segment]) -> bool:
         """Return whether `choose` would return an assignment."""
 
-    def received(self, assignment: Assignment, seconds: float) -> None:
-        """Note that a peer's piece was received, in so many seconds, and checked; it is written."""
+    def received(self, assignment: Assignment, receipt: Receipt) -> None:
+        """Note that a peer's piece was received and checked, or one of the origin that is told."""
 
     def failed(self, assignment: Assignment, error: HoldfastError | None) -> None:
-        """Note that a peer's piece was not received, or did not check (`digest_mismatch`); None: it was interrupted."""
+        """Note that such a piece was not received whole, or did not check (`digest_mismatch`); None: it was
+        interrupted."""
 
     def distrust(self) -> None:
         """Note that the blob was wrong as a whole though its pieces checked: only the origin counts from now on."""
+
+
+SupplyMaker = Callable[[Callable[[], None]], Supply]  # of a call that wakes the download, which had nothing to ask for
 
 
 class OriginSupply:
@@ -62,7 +79,7 @@ class OriginSupply:
         """Return whether a segment is left."""
         return bool(segments)
 
-    def received(self, assignment: Assignment, seconds: float) -> None:
+    def received(self, assignment: Assignment, receipt: Receipt) -> None:
         """Do nothing: there are no peers."""
 
     def failed(self, assignment: Assignment, error: HoldfastError | None) -> None:

@@ -34,6 +34,8 @@ from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download, DownloadMetrics
 from cached.fetch.downloads import Downloads, DownloadSpace
 from cached.fetch.locator import Locator
+from cached.fetch.pool.node import PoolNode
+from cached.fetch.pool.version import VersionPool
 from cached.fetch.selection import (
     blob_reader,
     check_trust,
@@ -156,7 +158,9 @@ class VersionFetches:
         trace: FetchTrace,
         open_source: Callable[[str], Source],
         listing_timeout_s: float,
+        pool: PoolNode | None = None,
     ) -> None:
+        self._pool = pool
         self._layout = layout
         self._ledger = ledger
         self._downloads = downloads
@@ -380,10 +384,11 @@ class VersionFetches:
             sizes |= {each.spec.key.id: each.spec.key.size or 0 for each in missing}
             self._ledger.require_capacity(sum(sizes.values()))
         self._status_files.set_progress(ref, State.FETCHING, FetchProgress(total, here))
+        pool = await self._compute(len(wanted), self._join_pool, wanted, known) if missing else None
         awaited = self._running[ref] = []
         failure: str | None = None
         try:
-            await self._start(fetch, missing, awaited)  # its shortage excludes the bytes on the disk
+            await self._start(fetch, missing, awaited, pool)  # its shortage excludes the bytes on the disk
             try:
                 await self._wait(ref, awaited, here, total)
             except NoSpace as error:
@@ -396,6 +401,8 @@ class VersionFetches:
             self._running.pop(ref, None)
             record_downloads(self._trace, ref, [each.download for each in awaited], failure)
             await self._leave(ref, awaited)
+            if pool is not None:
+                pool.leave()
         return known | {each.spec.name: each.result.result() for each in awaited}
 
     async def _find_known_digests(self, fetch: _VersionFetch, wanted: tuple[_WantedFile, ...]) -> Mapping[str, str]:
@@ -430,7 +437,24 @@ class VersionFetches:
         needed = error.needed_bytes + sum({key.id: key.size or 0 for key in failed}.values())
         return NoSpace(needed, min(needed, sum(self.stake(ref).left.values())), self._ledger.compute_use())
 
-    async def _start(self, fetch: _VersionFetch, missing: Sequence[_WantedFile], awaited: list[_Awaited]) -> None:
+    def _join_pool(self, wanted: Sequence[_WantedFile], known: Mapping[str, Verified]) -> VersionPool | None:
+        """Fetch the large blobs of known sha256 with the other nodes, if there are any."""
+        sizes = {
+            each.spec.sha256: each.spec.key.size
+            for each in wanted
+            if each.spec.sha256 is not None and each.spec.key.size is not None and not is_small(each.spec)
+        }
+        if self._pool is None or not sizes:
+            return None
+        return self._pool.join(sizes, sizes.keys() & {verified.sha256 for verified in known.values()})
+
+    async def _start(
+        self,
+        fetch: _VersionFetch,
+        missing: Sequence[_WantedFile],
+        awaited: list[_Awaited],
+        pool: VersionPool | None,
+    ) -> None:
         """Join or start the downloads of missing blobs, in bounded turns of the event loop; add all to `awaited`."""
         ref, allotments = fetch.want.ref, dict[str, DownloadSpace]()
         async with self._downloads.starting:
@@ -452,7 +476,11 @@ class VersionFetches:
                 locator = Locator(fetch.source, [files[0].file for files in new.values() if is_small(files[0].spec)])
                 for number, (id_, files) in enumerate(new.items(), 1):
                     locate = partial(locator.locate, files[0].file)
-                    started = self._downloads.start(files[0].spec, locate, allotments.pop(id_), ref, fetch.urgency())
+                    spec = files[0].spec
+                    supply = None if pool is None else pool.make_supply_of(spec.sha256)
+                    started = self._downloads.start(spec, locate, allotments.pop(id_), ref, fetch.urgency(), supply)
+                    if pool is not None and spec.sha256 is not None:
+                        started[1].add_done_callback(partial(_mark_committed, pool, spec.sha256))
                     for each in files:
                         self._await_download(ref, awaited, _Awaited(each.spec, *started, started=True))
                     if number % _AT_A_TIME == 0:
@@ -532,6 +560,11 @@ class VersionFetches:
         if spec.sha256 is not None or not spec.key.validator:  # without one, the object may have changed
             return spec.sha256
         return known_digests.get(spec.key.id) or self._claims.journal.find(spec.key.id)
+
+
+def _mark_committed(pool: VersionPool, sha256: str, result: asyncio.Future[Verified]) -> None:
+    """Tell the pool of a blob that is committed, or not fetched any more."""
+    pool.end_supply(sha256, is_committed=not result.cancelled() and result.exception() is None)
 
 
 def _error_for(ref: ModelRef, error: BaseException, awaited: list[_Awaited]) -> BaseException:

@@ -92,6 +92,11 @@ class Reply:
     active: bool
 
 
+def is_zone(text: str) -> bool:
+    """Return whether `text` is the name of a zone, or empty."""
+    return _ZONE.fullmatch(text) is not None
+
+
 def encode_announce(message: Announce) -> bytes:
     """Return the body of an announce."""
     document = {

@@ -12,10 +12,12 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import median_low
 
+from cached.peers import bits
 from cached.peers.bits import all_bits, pick
 from cached.peers.messages import MAX_BLAMES, MAX_LISTED, Announce, PieceDigest, Reason, Reply
 
 ANNOUNCE_S = 1.0
+SEED_S = 2.0  # of a node that has everything
 HUNGRY_S = 0.3  # while nobody is known to have anything that this node lacks
 SOON_S = 0.1  # the least time between two announces
 POLL_S = 0.25  # how often an idle node asks what a neighbour has
@@ -163,6 +165,10 @@ class Swarm:
         for piece in [piece for piece, holder in self._imports.items() if holder == peer]:
             del self._imports[piece]
 
+    def find_untold(self) -> int:
+        """Return the pieces whose digest nobody has told, neither this node nor another."""
+        return self._all & ~self._checkable & ~bits.set_of(self._vouched)
+
     def vouch(self, piece: int, sha256: str) -> None:
         """Tell others the digest of a piece that came from the origin, or from a verified blob."""
         self._vouched[piece] = sha256
@@ -206,10 +212,15 @@ class Swarm:
         """Return when the next announce is due, in the caller's time."""
         return self._announced_at + (SOON_S if self._news else self._pause_s)
 
+    def describe(self) -> Announce:
+        """Return what this node has and fetches, for a tracker that asks."""
+        return Announce(self._version, self._pieces, self._zone, self.have, 0, working=tuple(self._grants))
+
     def make_announce(self, among: int, now: float, blobs: tuple[tuple[str, int], ...] = ()) -> Announce:
         """Return the announce that is due; `among`: the pieces that could be begun now."""
-        hungry = not self.is_complete and not among & ~self.have & self._checkable
-        self._pause_s = (HUNGRY_S if hungry else ANNOUNCE_S) * self._rng.uniform(0.8, 1.2)
+        hungry = not among & ~self.have & self._checkable
+        usual_s = SEED_S if self.is_complete else HUNGRY_S if hungry else ANNOUNCE_S
+        self._pause_s = usual_s * self._rng.uniform(0.8, 1.2)
         self._announced_at = now
         self._news = False
         missing = self._find_room()

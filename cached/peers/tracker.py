@@ -119,6 +119,8 @@ class Tracker:
         self._take_digests(address, message.digests)
         self._take_have(node, message.have, now)
         self._end_grants(node, message, now)
+        if node.is_quick(now):
+            self._adopt_grants(node, message.working, now)
         self._take_blames(node, message.blames, now)
         if now >= self._tidied_at + _TIDY_S:
             self.tidy(now)
@@ -220,6 +222,16 @@ class Tracker:
                 zone.importing.pop(piece, None)
         if message.failed:
             node.refused_until = now + _REFUSED_S
+
+    def _adopt_grants(self, node: _Node, working: Iterable[int], now: float) -> None:
+        """Count what a node fetches by the word of another tracker, which this one takes over from, as dealt here."""
+        for piece in working:
+            if piece in node.grants or piece in node.imports or (self._held | self._granted_bits) >> piece & 1:
+                continue
+            if len(node.grants) >= _NODE_AT_ONCE:
+                return
+            node.grants[piece] = self._granted[piece] = now
+            self._granted_bits |= 1 << piece
 
     def _take_digests(self, address: str, digests: Iterable[PieceDigest]) -> None:
         """Add digests to the log, the first of each piece only: the file's own sha256 decides in the end."""

@@ -14,7 +14,7 @@ from cached.peers.pieces import PieceMap
 from cached.peers.tracker import Tracker
 
 MAX_VERSIONS = 256
-SURVEY_S = 0.5  # for the announces of nodes that have a version, before anything of it is dealt
+SURVEY_S = 2.0  # at most, until all members said whether they have a version: before that nothing of it is dealt
 _BURST = 20  # announces of one node, then so many a second
 _PER_SECOND = 12.0  # the least pause between two of one node's announces is a tenth of a second
 _MAX_NODES = 8192
@@ -42,6 +42,15 @@ class Trackers:
 
     def __len__(self) -> int:
         return len(self._trackers)
+
+    def tracks(self, version: str) -> bool:
+        """Return whether a version is known."""
+        return version in self._trackers
+
+    def end_survey(self, version: str) -> None:
+        """Deal a version from now on: all members were asked whether they have it."""
+        if version in self._trackers:
+            self._trackers[version].end_survey()
 
     def announce(self, address: str, message: Announce, now: float) -> Reply:
         """Take the announce of the node at `address` (`IP:PORT`). Raises `TooMany`, or `BadMessage` for one that

@@ -142,6 +142,7 @@ class Body:
         self.total = extent.total
         self.etag = exchange.answer.etag
         self.last_modified = exchange.answer.last_modified
+        self.load = exchange.answer.headers.get("Holdfast-Load", "")  # what a node of the pool says of itself
         self._exchange = exchange
         self._framing = _framing(exchange, extent)
         self.received = 0

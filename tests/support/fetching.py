@@ -18,7 +18,7 @@ from pathlib import Path
 from cached.contract.layout import Layout, ingest_id
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download, Space
-from cached.fetch.supply import Supply
+from cached.fetch.supply import SupplyMaker
 from cached.fetch.workers import _HELD, MAX_OPEN, Workers, WorkerSettings
 from cached.store import recovery
 from cached.store.digest_journal import DigestJournal
@@ -136,11 +136,11 @@ class Engine:
         target: Target | Callable[[], Target],
         priority: int = 0,
         space: Space | None = None,
-        supply: Supply | None = None,
+        make_supply: SupplyMaker | None = None,
     ) -> Download:
         """Start a download."""
         locate = target if callable(target) else lambda: target
-        download = Download(spec, lambda _: locate(), space or Plenty(), self.workers, priority, supply)
+        download = Download(spec, lambda _: locate(), space or Plenty(), self.workers, priority, make_supply)
         self.workers.submit([download])
         return download
 

@@ -28,9 +28,9 @@ EVICTIONS = Metric("holdfast_evictions_total", Kind.COUNTER, "Versions evicted."
 VERIFY_FAILURES = Metric(
     "holdfast_verify_failures_total",
     Kind.COUNTER,
-    "Bytes with a wrong digest, by where they were found: fetch, import, scrub, recheck.",
+    "Bytes with a wrong digest, by where they were found: fetch, import, peer, scrub, recheck.",
     ("where",),
-    4,
+    5,
 )
 RECHECKS = Metric(
     "holdfast_rechecks_total",
@@ -252,6 +252,14 @@ CSI_PUBLISHES = Metric(
 CSI_REGISTERED = Metric("holdfast_csi_registered", Kind.GAUGE, "1 while the kubelet has registered the driver.")
 CSI_VOLUMES = Metric("holdfast_csi_volumes", Kind.GAUGE, "Mounted volumes.")
 
+# --- with other nodes ----------------------------------------------------------------------------------------------
+
+PEERS = Metric("holdfast_peers", Kind.GAUGE, "Other nodes of the pool, by state: known.", ("state",), 1)
+PEER_SENT = Metric("holdfast_peer_sent_bytes_total", Kind.COUNTER, "Bytes of blobs sent to other nodes.")
+PEER_REFUSALS = Metric(
+    "holdfast_peer_refusals_total", Kind.COUNTER, "Requests of other nodes that were refused.", ("status",), 4
+)
+
 BUILD_INFO = Metric("holdfast_build_info", Kind.INFO, "The version that runs.", ("version",))
 
 CLUSTER = (  # `figures` of the cluster, by name without `holdfast_`
@@ -265,6 +273,7 @@ CLUSTER = (  # `figures` of the cluster, by name without `holdfast_`
     KUBE_NODE_IN_FORCE,
     KUBE_NODE_FAILURES,
 )
+POOL = (PEERS, PEER_SENT, PEER_REFUSALS)
 CSI = (CSI_PUBLISHES, CSI_REGISTERED, CSI_VOLUMES)
 STORE = (
     STORE_BYTES,
@@ -304,4 +313,4 @@ CATALOG = (
     CATALOG_REJECTED,
     CATALOG_UNUSABLE,
 )
-ALL = (*STORE, *VERSIONS, *FETCH, *PODS, *CATALOG, *CLUSTER, *CSI, BUILD_INFO)
+ALL = (*STORE, *VERSIONS, *FETCH, *PODS, *CATALOG, *CLUSTER, *CSI, *POOL, BUILD_INFO)

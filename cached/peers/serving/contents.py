@@ -14,6 +14,8 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
+from pathlib import Path
+from typing import Protocol
 
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
@@ -34,27 +36,52 @@ class OpenRange:
     size: int
 
 
-class Contents:
-    """The blobs and snapshots under a root."""
+class Partials(Protocol):
+    """The blobs that this node fetches now."""
 
-    def __init__(self, layout: Layout) -> None:
+    def find_checked(self, blob: str, start: int, end: int) -> int | None:
+        """Return the size of a blob of which this node has the bytes `[start, end)`, checked; None if it has not."""
+
+    def list_have(self, version: str) -> bytes | None:
+        """Return the bitmap of the pieces of a version that this node has or fetches; None if it does neither."""
+
+
+class NoPartials:
+    """Of a node that serves committed blobs only."""
+
+    def find_checked(self, blob: str, start: int, end: int) -> int | None:
+        """Return None: nothing is fetched."""
+
+    def list_have(self, version: str) -> bytes | None:
+        """Return None: nothing is fetched."""
+
+
+class Contents:
+    """The blobs and snapshots under a root, and the checked pieces of `partials`."""
+
+    def __init__(self, layout: Layout, partials: Partials) -> None:
         self._layout = layout
+        self._partials = partials
+
+    def list_have(self, version: str) -> bytes | None:
+        """Return the bitmap of the pieces of a version that this node fetches; None if it fetches no such version."""
+        return self._partials.list_have(version)
 
     @contextlib.contextmanager
     def open_range(self, blob: str, start: int, end: int) -> Iterator[OpenRange | None]:
-        """Open a committed blob (its sha256 as hex), at most to its end; None if it is not here or ends before
-        `start`. Raises OSError for a disk error."""
-        try:
-            descriptor = os.open(self._layout.blob(blob), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError as error:
-            if error.errno not in _NOT_A_BLOB:
-                raise
+        """Open a committed blob (its sha256 as hex), at most to its end, or checked pieces of one that is fetched; None
+        if they are not here. Raises OSError for a disk error."""
+        size = self._partials.find_checked(blob, start, end)
+        descriptor = _open_file(self._layout.blob(blob))
+        if descriptor is not None:
+            size = os.fstat(descriptor).st_size
+        elif size is not None:  # it may have been committed in between: then its folder is gone, and it is asked again
+            descriptor = _open_file(self._layout.ingest / blob / "data")
+        if descriptor is None or size is None:
             yield None
             return
         try:
-            found = os.fstat(descriptor)
-            is_there = stat.S_ISREG(found.st_mode) and start < found.st_size
-            yield OpenRange(descriptor, start, min(end, found.st_size), found.st_size) if is_there else None
+            yield OpenRange(descriptor, start, min(end, size), size) if start < size else None
         finally:
             os.close(descriptor)
 
@@ -66,6 +93,20 @@ class Contents:
         except (FileNotFoundError, NotADirectoryError):
             return None
         return data if sha256(data).hexdigest() == digest.hex else None
+
+
+def _open_file(path: Path) -> int | None:
+    """Open a regular file; None if it is none, or not there."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno not in _NOT_A_BLOB:
+            raise
+        return None
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return descriptor
+    os.close(descriptor)
+    return None
 
 
 def send_chunk(connection: socket.socket, opened: OpenRange, offset: int, length: int) -> None:

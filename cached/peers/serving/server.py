@@ -23,10 +23,10 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program import limits
 from cached.peers.access import PoolKeys, Refused, SignedRequest, digest_content
 from cached.peers.members import format_address, parse_address
-from cached.peers.messages import decode_announce, encode_reply
+from cached.peers.messages import Announce, BadMessage, Reply, decode_announce, encode_announce, encode_reply
 from cached.peers.serving.contents import CHUNK_BYTES, Contents, OpenRange, PageCacheManners, send_chunk
 from cached.peers.serving.request import BadRequest, Request, RequestReader
-from cached.peers.trackers import TooMany, Trackers
+from cached.peers.trackers import TooMany
 from cached.peers.uploads import Uploads, Verdict
 from cached.transport.connection.cancel import Cancellation, Cancelled
 from cached.transport.connection.limits import BandwidthLimit
@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 
 _BLOB_PATH = re.compile(r"/v1/blobs/sha256/([0-9a-f]{64})")
 _ANNOUNCE_PATH = re.compile(r"/v1/announces/([1-9][0-9]{0,4})")  # the port at which the asker serves
+_PIECES_PATH = re.compile(r"/v1/versions/([0-9a-f]{64})/pieces")
 _MANIFEST_PATH = re.compile(r"/v1/manifests/sha256/([0-9a-f]{64})")
 _BACKLOG = 256
 _LEAST_RATE, _LEAST_RATE_AFTER_S = 256 * 1024, 10.0  # of a reader, not counting our own limit
@@ -46,6 +47,16 @@ _REASONS = {
     404: "Not Found",
     503: "Service Unavailable",
 }
+
+
+class Announces(Protocol):
+    """Answers what other nodes say of versions. Thread-safe."""
+
+    def announce(self, address: str, message: Announce, now: float) -> Reply:
+        """Let the tracker of a version answer the node at `address`. Raises `TooMany` or `BadMessage`."""
+
+    def seed(self, message: Announce) -> Announce | None:
+        """Return what is here of a version, None for nothing; announce it from now on. Raises `BadMessage`."""
 
 
 class ServingMetrics(Protocol):
@@ -75,21 +86,20 @@ class ServerSettings:
 
 
 class PeerServer:
-    """A listening port. `trackers`: of the versions that this node keeps track of; `read_keys` returns the pool's
+    """A listening port. `announces`: who answers the pool's announces; `read_keys` returns the pool's
     current keys; `clock` is in seconds since the epoch."""
 
     def __init__(
         self,
         contents: Contents,
-        trackers: Trackers,
+        announces: Announces,
         read_keys: Callable[[], PoolKeys],
         settings: ServerSettings,
         metrics: ServingMetrics,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._contents = contents
-        self._trackers = trackers
-        self._tracking = threading.Lock()
+        self._announces = announces
         self._read_keys = read_keys
         self._settings = settings
         self._metrics = metrics
@@ -212,17 +222,21 @@ class PeerServer:
 
     def _answer(self, connection: _Connection, request: Request, body: bytes) -> None:
         blob, manifest = _BLOB_PATH.fullmatch(request.path), _MANIFEST_PATH.fullmatch(request.path)
-        port = _ANNOUNCE_PATH.fullmatch(request.path)
+        port, version = _ANNOUNCE_PATH.fullmatch(request.path), _PIECES_PATH.fullmatch(request.path)
         if body and digest_content(body) != request.headers.get("content-digest"):
             raise BadRequest("expected the body that was signed")
         if request.method == "POST" and port is not None:
             self._answer_announce(connection, int(port[1]), body)
+        elif request.method == "POST" and request.path == "/v1/seeds":
+            self._answer_seed(connection, body)
         elif request.method == "POST":
             self._refuse(connection, 404, "no such resource")
         elif blob is not None:
             self._answer_blob(connection, blob[1], *request.parse_range())
+        elif version is not None:
+            self._answer_bytes(connection, self._contents.list_have(version[1]))
         elif manifest is not None:
-            self._answer_manifest(connection, Digest(manifest[1]))
+            self._answer_bytes(connection, self._contents.read_manifest(Digest(manifest[1])))
         else:
             self._refuse(connection, 404, "no such resource")
 
@@ -232,8 +246,7 @@ class PeerServer:
         try:
             parse_address(address)
             message = decode_announce(body)
-            with self._tracking:
-                reply = self._trackers.announce(address, message, time.monotonic())
+            reply = self._announces.announce(address, message, time.monotonic())
         except TooMany as error:
             self._refuse(connection, 503, str(error))
         except ValueError as error:  # also `BadMessage`
@@ -244,8 +257,15 @@ class PeerServer:
             self._send_head(connection, 200, len(data))
             connection.socket.sendall(data)
 
-    def _answer_manifest(self, connection: _Connection, digest: Digest) -> None:
-        data = self._contents.read_manifest(digest)
+    def _answer_seed(self, connection: _Connection, body: bytes) -> None:
+        try:
+            found = self._announces.seed(decode_announce(body))
+        except BadMessage as error:
+            self._refuse(connection, 400, str(error))
+        else:
+            self._answer_bytes(connection, None if found is None else encode_announce(found))
+
+    def _answer_bytes(self, connection: _Connection, data: bytes | None) -> None:
         if data is None:
             self._refuse(connection, 404, "not here")
         else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import random
 import threading
 import time
 from collections.abc import Sequence
@@ -20,11 +19,10 @@ import pytest
 from cached.contract.errors import DigestMismatch, HoldfastError, Transient
 from cached.contract.layout import Layout
 from cached.fetch.attempt import SEGMENT_BYTES, Segment
-from cached.fetch.supply import Assignment, PeerPiece, is_whole_piece
+from cached.fetch.supply import Assignment, PeerPiece, Receipt, is_whole_piece
 from cached.peers.access import PoolKeys, SignedRequest
-from cached.peers.serving.contents import Contents
+from cached.peers.serving.contents import Contents, NoPartials
 from cached.peers.serving.server import PeerServer, ServerSettings
-from cached.peers.trackers import Trackers
 from cached.transport.target import HttpTarget
 from tests.support.fetching import (
     DEADLINE_S,
@@ -54,6 +52,7 @@ from tests.support.origin_faults import (
     Status,
     Truncate,
 )
+from tests.unit.cached.peers.serving.conftest import Tracking
 
 LONG = noise()  # two pieces and a short one: long enough to be recorded
 DATA = LONG[: SEGMENT_BYTES + 2 * MIB + 5]
@@ -84,12 +83,12 @@ class Pool:
             if self.distrusted or not self.peers or not is_whole_piece(segment, self._size):
                 return Assignment(segment, None)
             target = self.target(self.peers[0], segment)
-            return Assignment(segment, PeerPiece(target, self._digests[segment.start]))
+            return Assignment(segment, PeerPiece(target, self._digests[segment.start], self.peers[0]))
 
     def has_work(self, segments: Sequence[Segment]) -> bool:
         return bool(segments)
 
-    def received(self, assignment: Assignment, seconds: float) -> None:
+    def received(self, assignment: Assignment, receipt: Receipt) -> None:
         assert assignment.piece is not None
         with self._lock:
             self.received_from.append(assignment.piece.target.url)
@@ -106,7 +105,7 @@ class Pool:
 
 
 def fetch(engine: Engine, origin: HostileOrigin, pool: Pool, data: bytes = DATA) -> None:
-    download = engine.launch(spec_of(data), http(origin.url("/f")), supply=pool)
+    download = engine.launch(spec_of(data), http(origin.url("/f")), make_supply=lambda _: pool)
     check_committed(engine.layout, data, download.result.result(DEADLINE_S))
 
 
@@ -211,7 +210,7 @@ def test_unchecked_bytes_are_not_durable(tmp_path: Path, source: HostileOrigin) 
                         hold.let_go.wait(DEADLINE_S)
 
             pool = Pool(LONG, peer.url("/p"))
-            download = engine.launch(spec_of(LONG), http(source.url("/f")), space=Pausing(), supply=pool)
+            download = engine.launch(spec_of(LONG), http(source.url("/f")), space=Pausing(), make_supply=lambda _: pool)
             assert reached.wait(DEADLINE_S)
             download.cancel()
             hold.let_go.set()
@@ -245,7 +244,7 @@ def test_a_wrong_source_is_still_told(tmp_path: Path, origin: HostileOrigin) -> 
     wrong = DATA[:-1] + bytes([DATA[-1] ^ 1])
     origin.put("/f", wrong, etag='"v1"')
     with open_engine(tmp_path / "root", 2) as engine:
-        download = engine.launch(spec_of(DATA), http(origin.url("/f")), supply=Pool(DATA))
+        download = engine.launch(spec_of(DATA), http(origin.url("/f")), make_supply=lambda _: Pool(DATA))
         assert isinstance(download.result.exception(DEADLINE_S), DigestMismatch)
 
 
@@ -255,7 +254,7 @@ def test_a_partial_piece_is_the_origins(tmp_path: Path, source: HostileOrigin) -
     with ExitStack() as stack, open_engine(tmp_path / "root", 1) as engine:
         peer = serve_pieces(stack)
         pool = Pool(DATA)
-        download = engine.launch(spec_of(DATA), http(source.url("/f")), supply=pool)
+        download = engine.launch(spec_of(DATA), http(source.url("/f")), make_supply=lambda _: pool)
         eventually(lambda: len(source.requests) >= 1)
         pool.peers.append(peer.url("/p"))
         check_committed(engine.layout, DATA, download.result.result(DEADLINE_S))
@@ -284,7 +283,7 @@ def test_a_full_disk_is_not_the_peers_fault(tmp_path: Path, source: HostileOrigi
     with ExitStack() as stack, open_engine(tmp_path / "root", 1) as engine:
         peer = serve_pieces(stack)
         pool = Pool(DATA, peer.url("/p"))
-        download = engine.launch(spec_of(DATA), http(source.url("/f")), space=Full(), supply=pool)
+        download = engine.launch(spec_of(DATA), http(source.url("/f")), space=Full(), make_supply=lambda _: pool)
         error = download.result.exception(DEADLINE_S)
         assert isinstance(error, HoldfastError)
         assert error.code == "no_space"
@@ -312,7 +311,7 @@ def test_the_daemons_own_port_serves_pieces(tmp_path: Path, source: HostileOrigi
             signed = keys.sign(SignedRequest("GET", f"/v1/blobs/sha256/{sha256}", wanted), time.time())
             return HttpTarget(peer, headers=(("Authorization", signed),))
 
-    server = PeerServer(Contents(layout), Trackers(random.Random(1)), lambda: keys, ServerSettings(), Uncounted())
+    server = PeerServer(Contents(layout, NoPartials()), Tracking(), lambda: keys, ServerSettings(), Uncounted())
     host, port = server.open(("127.0.0.1", 0))
     try:
         with open_engine(tmp_path / "root", 3) as engine:

@@ -223,6 +223,15 @@ def test_a_tracker_that_takes_over_waits_for_the_others() -> None:
     assert other.say(1, 10.1 + SETTLE_S).grants
 
 
+def test_what_another_tracker_dealt_is_not_dealt_again() -> None:
+    """A tracker that takes over leaves a piece to the node that fetches it already, and deals it if that node dies."""
+    pool = Pool(1)
+    pool.working["10.0.0.2:9402"] = (0,)
+    pool.say(2, 0.0, log="cd")
+    assert not pool.say(1, SETTLE_S + 0.1, log="cd").grants
+    assert pool.say(1, LEASE_S + 1, log="cd").grants == (0,)
+
+
 def test_digests_reach_every_node_once() -> None:
     """The first digest that is told of a piece reaches all nodes in order; one that is told later changes nothing."""
     pool = Pool(9)

@@ -24,6 +24,10 @@ def test_a_version_is_dealt_after_its_survey() -> None:
     seed = replace(ANNOUNCE, have=7, want=0)
     trackers.announce("10.0.0.2:1", seed, SURVEY_S / 2)
     assert not trackers.announce("10.0.0.1:1", ANNOUNCE, SURVEY_S).grants
+    asked = Trackers(random.Random(1))
+    asked.announce("10.0.0.1:1", ANNOUNCE, 0.0)
+    asked.end_survey(PIECES.key)
+    assert asked.announce("10.0.0.1:1", ANNOUNCE, 0.1).grants
     other = Trackers(random.Random(1))
     other.announce("10.0.0.1:1", ANNOUNCE, 0.0)
     assert other.announce("10.0.0.1:1", ANNOUNCE, SURVEY_S).grants
@@ -81,4 +85,4 @@ def test_nodes_that_count_otherwise_do_not_disturb() -> None:
     trackers.announce("10.0.0.1:1", ANNOUNCE, 0.0)
     with pytest.raises(BadMessage, match="3 pieces"):
         trackers.announce("10.0.0.2:1", replace(ANNOUNCE, pieces=9, blobs=()), 0.1)
-    assert trackers.announce("10.0.0.1:1", ANNOUNCE, 1.0).grants
+    assert trackers.announce("10.0.0.1:1", ANNOUNCE, SURVEY_S).grants

@@ -7,6 +7,7 @@ import hashlib
 import http.client
 import os
 import random
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -16,11 +17,27 @@ import pytest
 
 from cached.contract.layout import Layout
 from cached.peers.access import PoolKeys, SignedRequest, digest_content
-from cached.peers.serving.contents import Contents
+from cached.peers.messages import Announce, Reply
+from cached.peers.serving.contents import Contents, NoPartials
 from cached.peers.serving.server import PeerServer, ServerSettings
 from cached.peers.trackers import Trackers
 
 KEYS = PoolKeys([b"0123456789abcdef" * 2])
+
+
+class Tracking:
+    """Answers announces with one node's trackers, and has no version to seed."""
+
+    def __init__(self) -> None:
+        self._trackers = Trackers(random.Random(1))
+        self._lock = threading.Lock()
+
+    def announce(self, address: str, message: Announce, now: float) -> Reply:
+        with self._lock:
+            return self._trackers.announce(address, message, now)
+
+    def seed(self, message: Announce) -> Announce | None:
+        return None
 
 
 @dataclass
@@ -104,7 +121,11 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Node]]:
             os.makedirs(layout.blobs)
             metrics = Counted()
             server = PeerServer(
-                Contents(layout), Trackers(random.Random(1)), lambda: KEYS, settings or ServerSettings(), metrics
+                Contents(layout, NoPartials()),
+                Tracking(),
+                lambda: KEYS,
+                settings or ServerSettings(),
+                metrics,
             )
             address = server.open(("127.0.0.1", 0))
             stack.callback(server.close)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.layout import Layout
-from cached.peers.serving.contents import CHUNK_BYTES, Contents, PageCacheManners, send_chunk
+from cached.peers.serving.contents import CHUNK_BYTES, Contents, NoPartials, PageCacheManners, send_chunk
 
 SHA256 = "a" * 64
 SIZE = 4 * CHUNK_BYTES
@@ -51,7 +51,7 @@ def drop(path: Path) -> None:
 
 def serve(path: Path) -> None:
     """Send the whole blob over a socket, with the manners of the server."""
-    contents = Contents(Layout(path.parents[3]))
+    contents = Contents(Layout(path.parents[3]), NoPartials())
     ours, theirs = socket.socketpair()
     with ours, theirs, contents.open_range(SHA256, 0, SIZE) as opened:
         assert opened is not None
@@ -84,7 +84,7 @@ def test_what_was_cached_stays(blob: Path) -> None:
 def test_a_shortened_blob_is_an_error(blob: Path) -> None:
     """A blob that became shorter ends the upload; nothing is made up in place of its bytes."""
     ours, theirs = socket.socketpair()
-    with ours, theirs, Contents(Layout(blob.parents[3])).open_range(SHA256, 0, SIZE) as opened:
+    with ours, theirs, Contents(Layout(blob.parents[3]), NoPartials()).open_range(SHA256, 0, SIZE) as opened:
         assert opened is not None
         os.truncate(blob, 10)
         with pytest.raises(OSError, match="ended early"):

@@ -1,0 +1,111 @@
+"""Requests to other nodes of the pool: announces, polls, questions for seeds, and the signed addresses of pieces.
+
+Law: blocking, with short limits, directly (no proxy, no netrc, no redirect). What another node answers is bounded and
+checked; an answer that is none counts as no answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from cached.contract.errors import HoldfastError
+from cached.fetch.pool.version import parse_load
+from cached.peers import bits
+from cached.peers.access import PoolKeys, SignedRequest, digest_content
+from cached.peers.members import parse_address, trackers_of
+from cached.peers.messages import (
+    MAX_BODY_BYTES,
+    Announce,
+    BadMessage,
+    Reply,
+    decode_announce,
+    decode_reply,
+    encode_announce,
+)
+from cached.peers.swarm import Load
+from cached.transport.client import HttpClient, Response
+from cached.transport.connection.cancel import Cancellation, Cancelled
+from cached.transport.target import HttpTarget
+
+_OK = 200
+
+
+class Members(Protocol):
+    """The members of the pool."""
+
+    def list_all(self) -> tuple[str, ...]:
+        """Return all members, this node among them."""
+
+
+class HttpPoolLink:
+    """The way to the other nodes, over HTTP. `own_port`: where this node serves."""
+
+    def __init__(
+        self,
+        client: HttpClient,
+        members: Members,
+        read_keys: Callable[[], PoolKeys],
+        own_port: int,
+        cancellation: Cancellation,
+    ) -> None:
+        self._client = client
+        self._members = members
+        self._read_keys = read_keys
+        self._own_port = own_port
+        self._cancellation = cancellation
+
+    def announce(self, message: Announce) -> Reply | None:
+        """Announce to the first tracker of the version that answers; None if none does."""
+        body = encode_announce(message)
+        for tracker in trackers_of(message.version, self._members.list_all()):
+            answer = self._post(tracker, f"/v1/announces/{self._own_port}", body)
+            if answer is None or answer.status != _OK:
+                continue
+            try:
+                return decode_reply(answer.body, message.pieces)
+            except BadMessage:
+                continue
+        return None
+
+    def ask_for_seed(self, peer: str, message: Announce) -> Announce | None:
+        """Return what a node has of a version, which it announces from now on; None if it has nothing of it."""
+        answer = self._post(peer, "/v1/seeds", encode_announce(message))
+        if answer is None or answer.status != _OK:
+            return None
+        try:
+            found = decode_announce(answer.body)
+        except BadMessage:
+            return None
+        return found if found.version == message.version else None
+
+    def poll(self, peer: str, version: str, pieces: int) -> tuple[int, Load] | None:
+        """Return what a peer has of a version, and its load; None if it does not answer."""
+        path = f"/v1/versions/{version}/pieces"
+        try:
+            answer = self._client.fetch_any_status(self._target(peer, "GET", path), MAX_BODY_BYTES, self._cancellation)
+            if answer.status != _OK:
+                return None
+            return bits.decode(answer.body, pieces), parse_load(answer.headers.get("Holdfast-Load", ""))
+        except (HoldfastError, Cancelled, ValueError):
+            return None
+
+    def target_of(self, peer: str, sha256: str, start: int, end: int) -> HttpTarget:
+        """Return the signed address of a range of a blob at a peer."""
+        return self._target(peer, "GET", f"/v1/blobs/sha256/{sha256}", f"bytes={start}-{end - 1}")
+
+    def _post(self, peer: str, path: str, body: bytes) -> Response | None:
+        try:
+            target = self._target(peer, "POST", path, "", digest_content(body))
+            return self._client.post_any_status(target, body, MAX_BODY_BYTES, self._cancellation)
+        except (HoldfastError, Cancelled):
+            return None
+
+    def _target(self, peer: str, method: str, path: str, range_: str = "", digest: str = "") -> HttpTarget:
+        parse_address(peer)
+        signed = self._read_keys().sign(SignedRequest(method, path, range_, digest), time.time())
+        headers = [("Authorization", signed)]
+        if digest:
+            headers.append(("Content-Digest", digest))
+        return HttpTarget(f"http://{peer}{path}", headers=tuple(headers))

@@ -1,0 +1,118 @@
+"""The members of the pool, from the addresses that `--peers` names: `dns:NAME:PORT` or `HOST:PORT,…`.
+
+Law: names are looked up every 30 s; the last answer is kept while there is none. Works without the Kubernetes API.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cached.contract.program import limits
+from cached.peers.members import MAX_MEMBERS, format_address, parse_address
+
+_log = logging.getLogger(__name__)
+
+LOOKUP_S = 30.0
+Resolver = Callable[[str, int], Sequence[str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A host, or a name that stands for many, and their port."""
+
+    host: str
+    port: int
+
+
+def parse_peers(text: str) -> tuple[Place, ...] | None:
+    """Parse the value of `--peers`; None for `off`. Raises ValueError."""
+    if text == "off":
+        return None
+    places = [text.removeprefix("dns:")] if text.startswith("dns:") else text.split(",")
+    return tuple(map(_parse_place, places))
+
+
+def _parse_place(text: str) -> Place:
+    host, _, port = text.strip().rpartition(":")
+    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    if not host or any(each.isspace() or each in "/,[]@" for each in host) or not port.isascii() or not port.isdigit():
+        raise ValueError(f"expected dns:NAME:PORT, HOST:PORT,… or off, found {text!r}")
+    if not 0 < int(port) < 65536:
+        raise ValueError(f"expected a port from 1 to 65535, found {port}")
+    return Place(host, int(port))
+
+
+def look_up(host: str, port: int) -> Sequence[str]:
+    """Return the addresses of a host, as `IP:PORT`. Raises OSError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [format_address(str(each[4][0]), port) for each in found]
+
+
+class Membership:
+    """The members now. Thread-safe; `start` begins the look-ups."""
+
+    def __init__(
+        self, places: Sequence[Place], own_port: int, resolve: Resolver = look_up, lookup_s: float = LOOKUP_S
+    ) -> None:
+        self._lookup_s = lookup_s
+        self._places = places
+        self._own_port = own_port
+        self._resolve = resolve
+        self._members: dict[Place, tuple[str, ...]] = {}
+        self._own = ""
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="pool members", daemon=True)
+        self._failing = False
+
+    def start(self) -> None:
+        """Look the members up, and again every 30 s. Raises `Transient` (`no_thread`)."""
+        self._look()
+        limits.start_thread(self._thread, "looking the pool's members up")
+
+    def close(self) -> None:
+        """End the look-ups."""
+        self._ending.set()
+        self._thread.join()
+
+    def list_all(self) -> tuple[str, ...]:
+        """Return all members, this node among them where its address is known."""
+        found = {address for addresses in self._members.values() for address in addresses}
+        return tuple(sorted(found))[:MAX_MEMBERS]
+
+    def list_others(self) -> tuple[str, ...]:
+        """Return all members but this node."""
+        return tuple(address for address in self.list_all() if address != self._own)
+
+    def _run(self) -> None:
+        while not self._ending.wait(self._lookup_s):
+            self._look()
+
+    def _look(self) -> None:
+        members, failure = dict(self._members), None
+        for place in self._places:
+            try:
+                members[place] = tuple(dict.fromkeys(self._resolve(place.host, place.port)))
+            except OSError as error:
+                failure = f"{place.host}: {error.strerror or error}"
+        self._members = members
+        for address in self.list_all():
+            if parse_address(address)[1] == self._own_port and _is_here(address):
+                self._own = address
+        if (failure is not None) is not self._failing:
+            self._failing = failure is not None
+            _log.log(logging.WARNING if failure else logging.INFO, "members of the pool: %s", failure or "found again")
+
+
+def _is_here(address: str) -> bool:
+    """Return whether an address is one of this machine, or of its network namespace: then it is its own way there."""
+    host, port = parse_address(address)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with contextlib.suppress(OSError), socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, port))  # sends nothing
+        return str(probe.getsockname()[0]) == host
+    return False

@@ -1,0 +1,158 @@
+"""This node in its pool: its port, the versions that it fetches or seeds, those that it tracks.
+
+Law: one table of versions. A version stays in it after its fetch, as a seed, while another node fetches it. The tracker
+of a new version asks all members whether they have it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+from cached.contract.errors import HoldfastError
+from cached.contract.layout import Layout
+from cached.contract.program.thread_pool import start_pool
+from cached.fetch.pool.link import HttpPoolLink
+from cached.fetch.pool.membership import Membership
+from cached.fetch.pool.version import VersionPool
+from cached.peers import bits
+from cached.peers.messages import Announce, BadMessage, Reply
+from cached.peers.pieces import PieceMap
+from cached.peers.trackers import TooMany, Trackers
+from cached.store import blobs
+
+_log = logging.getLogger(__name__)
+
+_ASKING = 16  # members asked at once whether they have a version
+_MAX_SEEDED = 64
+
+
+class PoolNode:
+    """This node's part in its pool."""
+
+    def __init__(self, layout: Layout, zone: str, membership: Membership, link: HttpPoolLink) -> None:
+        """Raises `Transient` (`no_thread`)."""
+        self._layout = layout
+        self._zone = zone
+        self._membership = membership
+        self._link = link
+        self._lock = threading.Lock()
+        self._versions: dict[str, VersionPool] = {}
+        self._trackers = Trackers(random.Random())  # noqa: S311 - whom to ask, no secret
+        self._tracked: set[str] = set()
+        self._asking: ThreadPoolExecutor = start_pool(_ASKING, "survey")
+        self._closing = False
+
+    def join(self, blob_sizes: Mapping[str, int], committed: Iterable[str]) -> VersionPool | None:
+        """Begin to fetch a version of these blobs (size by sha256), of which some are committed; None where there are
+        no other nodes, or too many pieces. `VersionPool.leave` ends it."""
+        if not self._membership.list_others():
+            return None
+        try:
+            pieces = PieceMap(blob_sizes.items())
+            return self._enter(pieces, committed)
+        except (ValueError, HoldfastError) as error:
+            _log.warning("fetching without other nodes: %s", error)
+            return None
+
+    def _enter(self, pieces: PieceMap, committed: Iterable[str]) -> VersionPool:
+        have = 0
+        for sha256 in committed:
+            have |= pieces.pieces_of(sha256)
+        with self._lock:
+            known = self._versions.get(pieces.key)
+            if known is not None and known.enter():
+                return known
+            found = VersionPool(pieces, self._zone, have, self._link, self._layout, self._forget)
+            self._versions[pieces.key] = found
+            return found
+
+    def _forget(self, version: VersionPool) -> None:
+        with self._lock:
+            if self._versions.get(version.pieces.key) is version:
+                del self._versions[version.pieces.key]
+
+    def count_versions(self) -> int:
+        """Return the versions that are fetched or seeded."""
+        return len(self._versions)
+
+    def close(self) -> None:
+        """Leave the pool."""
+        self._closing = True
+        self._asking.shutdown(cancel_futures=True)
+        with self._lock:
+            versions = list(self._versions.values())
+        for each in versions:
+            each.close()
+
+    # --- asked by other nodes --------------------------------------------------------------------------------------
+
+    def announce(self, address: str, message: Announce, now: float) -> Reply:
+        """Let the tracker of a version answer. The first announce of a version asks all members for seeds."""
+        with self._lock:
+            is_new = not self._trackers.tracks(message.version)
+            reply = self._trackers.announce(address, message, now)
+        if is_new and message.blobs and not self._closing:
+            self._survey(message)
+        return reply
+
+    def _survey(self, message: Announce) -> None:
+        """Ask all members what they have of a version; deal it once they all answered, or did not."""
+        members = self._membership.list_all()
+        left = len(members)
+
+        def ask(member: str) -> None:
+            nonlocal left
+            found = None
+            try:
+                found = self._link.ask_for_seed(member, message)
+            except Exception:  # noqa: BLE001 - the others are asked, and then the origin
+                _log.exception("asking %s for version %s", member, message.version[:12])
+            with self._lock:
+                if found is not None:
+                    with contextlib.suppress(TooMany, BadMessage):
+                        self._trackers.announce(member, found, time.monotonic())
+                left -= 1
+                if not left:
+                    self._trackers.end_survey(message.version)
+
+        for member in members:
+            self._asking.submit(ask, member)
+
+    def seed(self, message: Announce) -> Announce | None:
+        """Return what this node has of a version that it fetches, or has: then it announces it from now on."""
+        try:
+            pieces = PieceMap(message.blobs)
+        except ValueError as error:
+            raise BadMessage(f"blobs: {error}") from error
+        if pieces.key != message.version:
+            raise BadMessage("blobs: expected those of the version")
+        with self._lock:
+            known = self._versions.get(message.version)
+            if known is not None:
+                return known.describe()
+            if len(self._versions) >= _MAX_SEEDED:
+                return None
+        if any(blobs.size(self._layout, sha256) != size for sha256, size in pieces.blobs):
+            return None
+        version = self._enter(pieces, [sha256 for sha256, _ in pieces.blobs])
+        version.leave()
+        return version.describe()
+
+    def find_checked(self, blob: str, start: int, end: int) -> int | None:
+        """Return the size of a blob of which this node has these bytes, checked; None if it has not."""
+        for version in list(self._versions.values()):
+            size = version.find_checked(blob, start, end)
+            if size is not None:
+                return size
+        return None
+
+    def list_have(self, version: str) -> bytes | None:
+        """Return the bitmap of the pieces of a version that this node fetches or seeds."""
+        found = self._versions.get(version)
+        return None if found is None else bits.encode(found.list_have(), found.pieces.count)

@@ -1,0 +1,352 @@
+"""One version's fetch in a pool of nodes: a swarm behind the supplies of its blobs, and the thread that speaks for it.
+
+Law: the swarm decides (`cached/peers`), this carries out. One lock guards the swarm; nothing blocks while it is held.
+The thread announces, asks neighbours what they have, and wakes downloads that had nothing to ask for; it ends with the
+version's fetch. What this node has is served from the moment that it was checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+from cached.contract.errors import HoldfastError
+from cached.contract.layout import Layout
+from cached.contract.program import limits
+from cached.fetch.attempt import SEGMENT_BYTES, Segment
+from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker, is_whole_piece
+from cached.peers import bits
+from cached.peers.messages import Announce, Reason, Reply
+from cached.peers.pieces import PIECE_BYTES, PieceMap
+from cached.peers.swarm import Load, Request, Swarm
+from cached.transport.target import HttpTarget
+
+_log = logging.getLogger(__name__)
+
+assert PIECE_BYTES == SEGMENT_BYTES
+_LOAD = re.compile(r"(\d{1,4}),(\d{1,4})", re.ASCII)
+_BUSY = frozenset({"http_503", "http_429"})
+_TURN_S = 0.25  # between two looks of the thread, unless there is news
+_UNASKED_S = 8.0  # a seed goes after nobody fetched for so long
+_TOLD_A_TURN = 8
+_HASHED_AT_ONCE = 4 * 1024 * 1024
+_NOT_HERE = "not_found"
+
+
+class PoolLink(Protocol):
+    """The way to the other nodes of the pool. Blocking, for the pool's thread; `target_of` returns at once."""
+
+    def announce(self, message: Announce) -> Reply | None:
+        """Announce to the first tracker of the version that answers; None if none does."""
+
+    def poll(self, peer: str, version: str, pieces: int) -> tuple[int, Load] | None:
+        """Return what a peer has of a version, and its load; None if it does not answer."""
+
+    def target_of(self, peer: str, sha256: str, start: int, end: int) -> HttpTarget:
+        """Return the signed address of a range of a blob at a peer."""
+
+
+class VersionPool:
+    """The fetch of one version. `close` it when the version's downloads have ended."""
+
+    def __init__(
+        self,
+        pieces: PieceMap,
+        zone: str,
+        have: int,
+        link: PoolLink,
+        layout: Layout,
+        forget: Callable[[VersionPool], None],
+    ) -> None:
+        """`have`: the pieces of blobs that are committed already; `forget` is called by the thread at its end. Raises
+        `Transient` (`no_thread`)."""
+        self.pieces = pieces
+        self._link = link
+        self._layout = layout
+        self._forget = forget
+        self._clock = time.monotonic
+        self._lock = threading.Lock()
+        rng = random.Random()  # noqa: S311 - whom to ask, no secret
+        self._swarm = Swarm(pieces.key, pieces.count, zone, have, self._clock(), rng)
+        self._users = 1
+        self._active_at = self._clock()  # when a tracker said last that somebody fetches the version
+        self._supplies: dict[str, BlobSupply] = {}
+        self._news = threading.Event()
+        self._closing = self._ended = False
+        self._sizes = dict(pieces.blobs)
+        self._thread = threading.Thread(target=self._run, name=f"pool {pieces.key[:8]}", daemon=True)
+        limits.start_thread(self._thread, "fetching with other nodes")
+
+    def make_supply_of(self, sha256: str | None) -> SupplyMaker | None:
+        """Return what makes the supply of a blob; None for one that is none of the version's pieces."""
+        if sha256 not in self._sizes:
+            return None
+        return partial(self._make_supply, sha256)
+
+    def _make_supply(self, sha256: str, wake: Callable[[], None]) -> BlobSupply:
+        supply = BlobSupply(self, sha256, wake)
+        with self._lock:
+            self._supplies[sha256] = supply
+        return supply
+
+    def enter(self) -> bool:
+        """Count one more fetch of the version; return False if it has ended."""
+        with self._lock:
+            self._users += not self._ended
+            return not self._ended
+
+    def leave(self) -> None:
+        """End one fetch: what it committed is seeded while other nodes fetch it."""
+        with self._lock:
+            self._users -= 1
+        self._news.set()
+
+    def end_supply(self, sha256: str, *, is_committed: bool) -> None:
+        """Note that a download has ended. A committed blob has all pieces, wherever they came from; of another one this
+        node has none to serve."""
+        with self._lock:
+            self._supplies.pop(sha256, None)
+            if sha256 not in self._sizes:
+                return
+            if is_committed:
+                self._swarm.have |= self.pieces.pieces_of(sha256)
+            else:
+                self._swarm.lose(self.pieces.pieces_of(sha256))
+        self._news.set()
+
+    def find_checked(self, sha256: str, start: int, end: int) -> int | None:
+        """Return the size of a blob of which this node has these bytes, checked: then it may serve them; else None."""
+        size = self._sizes.get(sha256)
+        if size is None or not start < end <= size:
+            return None
+        first, last = self.pieces.number_at(sha256, start), self.pieces.number_at(sha256, end - 1)
+        with self._lock:
+            is_here = all(self._swarm.have >> piece & 1 for piece in range(first, last + 1))
+        return size if is_here else None
+
+    def list_have(self) -> int:
+        """Return the set of pieces that this node has."""
+        with self._lock:
+            return self._swarm.have
+
+    def describe(self) -> Announce:
+        """Return what this node has and fetches, for a tracker that asks."""
+        with self._lock:
+            return self._swarm.describe()
+
+    def close(self) -> None:
+        """End the thread, after what it is asking."""
+        self._closing = True
+        self._news.set()
+        self._thread.join()
+
+    # --- of the supplies -------------------------------------------------------------------------------------------
+
+    def choose(self, sha256: str, segments: Sequence[Segment], size: int) -> Assignment | None:
+        """Return the next segment of a blob. What is left of a piece is the origin's: it cannot be checked alone."""
+        whole: dict[int, Segment] = {}
+        for segment in segments:
+            if not is_whole_piece(segment, size):
+                return Assignment(segment, None)
+            whole[self.pieces.number_at(sha256, segment.start)] = segment
+        among = 0
+        for number in whole:
+            among |= 1 << number
+        with self._lock:
+            request = self._swarm.next_request(among, self._clock())
+            if request is None:
+                return None
+            segment = whole[request.piece]
+            if request.peer is None:
+                return Assignment(segment, None, is_told=True)
+            digest = self._swarm.digest_of(request.piece)
+        assert digest is not None
+        assert segment.end is not None
+        target = self._link.target_of(request.peer, sha256, segment.start, segment.end)
+        return Assignment(segment, PeerPiece(target, digest, request.peer))
+
+    def received(self, sha256: str, assignment: Assignment, receipt: Receipt) -> None:
+        """Take a piece."""
+        request, size = self._request_of(sha256, assignment), _size(assignment.segment)
+        with self._lock:
+            self._swarm.received(request, size / max(receipt.seconds, 1e-6), parse_load(receipt.load), self._clock())
+            if request.peer is None:
+                self._swarm.vouch(request.piece, receipt.sha256)
+        self._news.set()
+
+    def failed(self, sha256: str, assignment: Assignment, error: HoldfastError | None) -> None:
+        """Take back a piece, and leave its peer unless that was only busy."""
+        request = self._request_of(sha256, assignment)
+        with self._lock:
+            self._swarm.failed(request, _reason_of(error), self._clock())
+        self._news.set()
+
+    def distrust(self, sha256: str) -> None:
+        """Take back all pieces of a blob that was wrong as a whole."""
+        with self._lock:
+            self._swarm.lose(self.pieces.pieces_of(sha256))
+        self._news.set()
+
+    def _request_of(self, sha256: str, assignment: Assignment) -> Request:
+        peer = None if assignment.piece is None else assignment.piece.peer
+        return Request(self.pieces.number_at(sha256, assignment.segment.start), peer)
+
+    # --- the thread ------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while not self._is_over():
+            try:
+                self._take_turn()
+            except Exception:  # noqa: BLE001 - the downloads go on with what they have, and with the origin
+                _log.exception("fetching version %s with other nodes", self.pieces.key[:12])
+            self._news.wait(_TURN_S)
+            self._news.clear()
+        self._forget(self)
+
+    def _is_over(self) -> bool:
+        """Return whether the thread may end: no fetch here, and nobody elsewhere to seed for."""
+        with self._lock:
+            idle = not self._users and (not self._swarm.is_complete or self._clock() > self._active_at + _UNASKED_S)
+            self._ended = self._closing or idle
+            return self._ended
+
+    def _tell_digests(self) -> None:
+        """Tell the sha256 of some pieces that nobody has told yet, of committed blobs, from a random one on."""
+        with self._lock:
+            untold = [] if not self._swarm.is_complete else list(bits.numbers_in(self._swarm.find_untold()))
+        start = random.randrange(len(untold)) if untold else 0  # noqa: S311
+        for number in (untold[start:] + untold[:start])[:_TOLD_A_TURN]:
+            piece = self.pieces.find(number)
+            sha256 = _hash_range(self._layout.blob(piece.sha256), piece.start, piece.end)
+            if sha256 is not None:
+                with self._lock:
+                    self._swarm.vouch(number, sha256)
+
+    def _take_turn(self) -> None:
+        with self._lock:
+            supplies = list(self._supplies.values())
+            among = self._find_open(supplies)
+            due = self._clock() >= self._swarm.next_announce_at()
+            message = self._swarm.make_announce(among, self._clock(), self.pieces.blobs) if due else None
+        if message is not None:
+            self._announce(message)
+        with self._lock:
+            asked = self._swarm.polls(among, self._clock()) if any(each.is_idle for each in supplies) else []
+        for peer in asked:
+            if self._closing:
+                return
+            self._poll(peer)
+        for supply in supplies:
+            supply.wake_idle()
+        self._tell_digests()
+
+    def _find_open(self, supplies: Sequence[BlobSupply]) -> int:
+        """Return the pieces of the blobs whose downloads ask for segments."""
+        among = 0
+        for supply in supplies:
+            if supply.is_open:
+                among |= self.pieces.pieces_of(supply.sha256)
+        return among
+
+    def _announce(self, message: Announce) -> None:
+        reply = self._link.announce(message)
+        with self._lock:
+            if reply is None:
+                self._swarm.announce_failed(message)
+            else:
+                self._swarm.take_reply(reply, self._clock())
+                if reply.active:
+                    self._active_at = self._clock()
+
+    def _poll(self, peer: str) -> None:
+        answer = self._link.poll(peer, self.pieces.key, self.pieces.count)
+        with self._lock:
+            if answer is None:
+                self._swarm.leave(peer, Reason.GONE, self._clock())
+            else:
+                self._swarm.heard(peer, *answer, self._clock())
+
+
+class BlobSupply:
+    """The supply of one blob of a version in a pool: a `Supply`."""
+
+    def __init__(self, pool: VersionPool, sha256: str, wake: Callable[[], None]) -> None:
+        self.sha256 = sha256
+        self.is_idle = False  # the last `choose` found nothing
+        self.is_open = False  # a download has asked
+        self._pool = pool
+        self._size = dict(pool.pieces.blobs)[sha256]
+        self._wake = wake
+        self._only_origin = False
+
+    def choose(self, segments: Sequence[Segment]) -> Assignment | None:
+        """Return the next segment and its place, None if nothing is to be asked now."""
+        self.is_open = True
+        if self._only_origin:
+            return Assignment(segments[0], None)
+        assignment = self._pool.choose(self.sha256, segments, self._size)
+        self.is_idle = assignment is None
+        return assignment
+
+    def has_work(self, segments: Sequence[Segment]) -> bool:  # noqa: ARG002 - of any of them
+        """Return whether a segment may be asked for."""
+        return not self.is_idle
+
+    def received(self, assignment: Assignment, receipt: Receipt) -> None:
+        """Tell the swarm of a piece."""
+        self._pool.received(self.sha256, assignment, receipt)
+
+    def failed(self, assignment: Assignment, error: HoldfastError | None) -> None:
+        """Tell the swarm that a piece did not come."""
+        self._pool.failed(self.sha256, assignment, error)
+
+    def distrust(self) -> None:
+        """Fetch this blob from its origin alone."""
+        self._only_origin = True
+        self.is_idle = False
+        self._pool.distrust(self.sha256)
+
+    def wake_idle(self) -> None:
+        """Let a download that had nothing to ask for try again."""
+        if self.is_idle:
+            self.is_idle = False
+            self._wake()
+
+
+def _hash_range(path: Path, start: int, end: int) -> str | None:
+    """Return the sha256 of a part of a file; None if it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            while start < end and (data := file.read(min(_HASHED_AT_ONCE, end - start))):
+                digest.update(data)
+                start += len(data)
+    except OSError:
+        return None
+    return digest.hexdigest() if start == end else None
+
+
+def parse_load(text: str) -> Load:
+    """Return the load of a `Holdfast-Load` header; that of an idle node if there is none."""
+    match = _LOAD.fullmatch(text)
+    return Load() if match is None else Load(int(match[1]), int(match[2]))
+
+
+def _reason_of(error: HoldfastError | None) -> Reason | None:
+    if error is None or error.code in _BUSY or error.code == _NOT_HERE:
+        return None
+    return Reason.WRONG if error.code in ("digest_mismatch", "bad_response") else Reason.GONE
+
+
+def _size(segment: Segment) -> int:
+    assert segment.end is not None
+    return segment.end - segment.start

@@ -1,0 +1,163 @@
+"""Whole daemons that fetch one version together: the origin sends it about once, whatever a neighbour does."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
+from cached.contract.reference import ModelRef
+from tests.support.daemon import DaemonProcess, daemon_process, prefetched
+from tests.support.origin import HostileOrigin
+
+MIB = 1024 * 1024
+REF = ModelRef("m", "v1")
+FILES = {"a.safetensors": random.Random(1).randbytes(70 * MIB), "b.safetensors": random.Random(2).randbytes(40 * MIB)}
+PIECES = 5
+SMALL = {"config.json": b"{}"}
+KEY, OTHER_KEY = "0" * 64, "1" * 64
+
+
+@pytest.fixture
+def origin() -> Iterator[HostileOrigin]:
+    """The origin of the version, with its manifest."""
+    with HostileOrigin(host="127.0.0.1") as served:
+        entries = []
+        for name, data in (FILES | SMALL).items():
+            sha256 = hashlib.sha256(data).hexdigest()
+            served.put(f"/m/{name}", data, etag=f'"{sha256[:16]}"')
+            entries.append(FileEntry(name, sha256, len(data)))
+        served.put(f"/m/{MANIFEST_NAME}", Manifest.build(entries).canonical())
+        yield served
+
+
+class Neighbourhood:
+    """Daemons of one pool, each with its root; `ports` are where they serve each other."""
+
+    def __init__(self, stack: ExitStack, folder: Path, origin: HostileOrigin, count: int) -> None:
+        self._stack = stack
+        self._folder = folder
+        self._origin = origin
+        with ExitStack() as probes:
+            sockets = [probes.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+            self.ports = [each.getsockname()[1] for each in sockets]
+
+    def make(self, number: int, key: str = KEY) -> DaemonProcess:
+        """Make a daemon that wants the version."""
+        folder = self._folder / f"node{number}"
+        folder.mkdir()
+        (folder / "key").write_text(key)
+        peers = ",".join(f"127.0.0.1:{port}" for port in self.ports)
+        options = ("--peers", peers, "--peer-listen", f"127.0.0.1:{self.ports[number]}")
+        daemon = self._stack.enter_context(daemon_process(folder, *options, "--peer-key-file", str(folder / "key")))
+        daemon.write_catalog({"m": prefetched(self._origin.url("/m/"), "v1")})
+        return daemon
+
+
+def weights_of(origin: HostileOrigin) -> Counter[tuple[str, str]]:
+    """How often each range of the weights was asked of the origin."""
+    return Counter(
+        (seen.path, seen.headers.get("range", ""))
+        for seen in origin.requests
+        if seen.method == "GET" and seen.path.endswith(".safetensors")
+    )
+
+
+def check(daemon: DaemonProcess) -> None:
+    """Wait until the version is there, and compare every byte."""
+    daemon.wait_ready(REF)
+    found = daemon.files(REF)
+    assert {name: found[name] for name in FILES | SMALL} == FILES | SMALL
+
+
+def test_two_nodes_fetch_one_copy(tmp_path: Path, origin: HostileOrigin) -> None:
+    """Two nodes that start together have the version, of which the origin sent each piece once; a third one that comes
+    later asks the origin for nothing of it."""
+    with ExitStack() as stack:
+        pool = Neighbourhood(stack, tmp_path, origin, 3)
+        first, second = pool.make(0), pool.make(1)
+        first.start()
+        second.start()
+        check(first)
+        check(second)
+        assert weights_of(origin).total() <= PIECES + 1
+        sent = first.metric("holdfast_peer_sent_bytes_total") + second.metric("holdfast_peer_sent_bytes_total")
+        received = [each.metric("holdfast_fetch_bytes_total", source="peer") for each in (first, second)]
+        assert sum(received) == sent > 0
+        before = weights_of(origin)
+        third = pool.make(2)
+        third.start()
+        check(third)
+        assert weights_of(origin) == before
+        assert third.metric("holdfast_fetch_bytes_total", source="peer") == sum(map(len, FILES.values()))
+
+
+def test_another_pool_is_none(tmp_path: Path, origin: HostileOrigin) -> None:
+    """A node with another key gets nothing of its neighbour, and fetches all from the origin, as without peers."""
+    with ExitStack() as stack:
+        pool = Neighbourhood(stack, tmp_path, origin, 2)
+        first = pool.make(0)
+        first.start()
+        check(first)
+        stranger = pool.make(1, OTHER_KEY)
+        stranger.start()
+        check(stranger)
+        assert first.metric("holdfast_peer_sent_bytes_total") == 0
+        assert stranger.metric("holdfast_fetch_bytes_total", source="peer") == 0
+        assert stranger.metric("holdfast_fetch_errors_total") == 0
+
+
+def test_a_rotten_neighbour_spoils_nothing(tmp_path: Path, origin: HostileOrigin) -> None:
+    """A node whose only neighbour has wrong bytes under the right name refuses them, fetches the origin's, and does not
+    blame the source."""
+    with ExitStack() as stack:
+        pool = Neighbourhood(stack, tmp_path, origin, 2)
+        first = pool.make(0)
+        first.start("--scrub-rate", "0")
+        check(first)
+        rotten = first.layout.blob(hashlib.sha256(FILES["b.safetensors"]).hexdigest())
+        rotten.chmod(0o644)
+        with rotten.open("r+b") as file:
+            file.seek(33 * MIB)
+            file.write(bytes(8))
+        second = pool.make(1)
+        second.start()
+        check(second)
+        assert second.metric("holdfast_verify_failures_total", where="peer") > 0
+        assert second.metric("holdfast_fetch_errors_total") == 0
+
+
+@pytest.mark.slow
+def test_a_stopped_neighbour_is_left(tmp_path: Path, origin: HostileOrigin) -> None:
+    """A node whose only neighbour accepts connections and never answers has the version from the origin."""
+    with ExitStack() as stack:
+        pool = Neighbourhood(stack, tmp_path, origin, 2)
+        first = pool.make(0)
+        first.start()
+        check(first)
+        os.kill(first.pid, signal.SIGSTOP)
+        second = pool.make(1)
+        second.start()
+        check(second)
+        assert second.metric("holdfast_fetch_errors_total") == 0
+
+
+def test_a_killed_neighbour_is_no_hindrance(tmp_path: Path, origin: HostileOrigin) -> None:
+    """A node whose only neighbour is killed in the middle has the version nevertheless, every byte right."""
+    with ExitStack() as stack:
+        pool = Neighbourhood(stack, tmp_path, origin, 2)
+        first, second = pool.make(0), pool.make(1)
+        first.start()
+        second.start()
+        second.wait(lambda: second.metric("holdfast_fetch_bytes_total") > 0, "some bytes")
+        first.kill()
+        check(second)

@@ -1,0 +1,79 @@
+"""Who is in the pool."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Sequence
+
+import pytest
+
+from cached.fetch.pool.membership import Membership, Place, look_up, parse_peers
+from tests.support.fetching import eventually
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("off", None),
+        ("dns:peers.holdfast.svc:9402", (Place("peers.holdfast.svc", 9402),)),
+        ("10.0.0.1:1,host:2, [fd00::1]:3", (Place("10.0.0.1", 1), Place("host", 2), Place("fd00::1", 3))),
+    ],
+)
+def test_members_are_named_in_two_ways(text: str, expected: tuple[Place, ...] | None) -> None:
+    """A name that stands for all, or a list; `off` is neither."""
+    assert parse_peers(text) == expected
+
+
+NO_PLACES = ["", "on", "host", "host:", ":1", "host:0", "host:65536", "a:1,,b:2", "dns:", "http://a:1", "a b:1"]
+
+
+@pytest.mark.parametrize("text", [*NO_PLACES, "a:\u0661"])
+def test_what_names_no_member_is_refused(text: str) -> None:
+    """Anything else is a ValueError that says what is expected."""
+    with pytest.raises(ValueError, match="expected"):
+        parse_peers(text)
+
+
+def test_this_node_is_none_of_the_others() -> None:
+    """A member whose address is this machine's, with this node's port, is this node; another port is another node."""
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        port = own.getsockname()[1]
+        other = port - 1 if port > 1025 else port + 1
+        membership = Membership((Place("127.0.0.1", port), Place("127.0.0.1", other)), port)
+        membership.start()
+        try:
+            assert set(membership.list_all()) == {f"127.0.0.1:{port}", f"127.0.0.1:{other}"}
+            assert membership.list_others() == (f"127.0.0.1:{other}",)
+        finally:
+            membership.close()
+
+
+def test_the_last_answer_is_kept(caplog: pytest.LogCaptureFixture) -> None:
+    """While a name is not found, the members that it stood for last stay; the log says it once."""
+    answers: list[Sequence[str] | OSError] = [
+        ["198.51.100.1:5", "198.51.100.2:5"],
+        OSError("no name"),
+        OSError("no name"),
+    ]
+    asked = []
+
+    def resolve(host: str, port: int) -> Sequence[str]:
+        asked.append(host)
+        answer = answers[min(len(asked), len(answers)) - 1]
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    membership = Membership((Place("peers", 5),), 5, resolve, lookup_s=0.01)
+    membership.start()
+    try:
+        eventually(lambda: len(asked) > 4)
+        assert membership.list_others() == ("198.51.100.1:5", "198.51.100.2:5")
+    finally:
+        membership.close()
+    assert len([record for record in caplog.records if "no name" in record.getMessage()]) == 1
+
+
+def test_a_host_is_looked_up() -> None:
+    """A name gives its addresses, with the port."""
+    assert "127.0.0.1:9" in look_up("127.0.0.1", 9)
