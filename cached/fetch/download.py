@@ -513,6 +513,7 @@ class Download:
             self._settle(outcome.result())
             self._attempt = None  # breaks a reference cycle: thousands would wait for the garbage collector
             return
+        self._supply.lose()  # before another attempt may write in their place
         with self._lock:
             self._attempt = None
             self.bytes_done = 0

@@ -61,6 +61,9 @@ class Supply(Protocol):
         """Note that such a piece was not received whole, or did not check (`digest_mismatch`); None: it was
         interrupted."""
 
+    def lose(self) -> None:
+        """Note that an attempt ended without the blob: what was received counts no more."""
+
     def distrust(self) -> None:
         """Note that the blob was wrong as a whole though its pieces checked: only the origin counts from now on."""
 
@@ -83,6 +86,9 @@ class OriginSupply:
         """Do nothing: there are no peers."""
 
     def failed(self, assignment: Assignment, error: HoldfastError | None) -> None:
+        """Do nothing: there are no peers."""
+
+    def lose(self) -> None:
         """Do nothing: there are no peers."""
 
     def distrust(self) -> None:

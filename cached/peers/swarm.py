@@ -157,6 +157,8 @@ class Swarm:
                 self._news = True
         elif reason is not None:
             self.leave(request.peer, reason, now)
+        elif (neighbour := self._neighbours.get(request.peer)) is not None:
+            neighbour.have, neighbour.heard_at = 0, now  # it is asked what it has before it is asked for a piece again
 
     def leave(self, peer: str, reason: Reason, now: float) -> None:
         """Ask a peer for nothing for a while, and tell the tracker why."""

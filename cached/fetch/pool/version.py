@@ -38,7 +38,6 @@ _TURN_S = 0.25  # between two looks of the thread, unless there is news
 _UNASKED_S = 8.0  # a seed goes after nobody fetched for so long
 _TOLD_A_TURN = 8
 _HASHED_AT_ONCE = 4 * 1024 * 1024
-_NOT_HERE = "not_found"
 
 
 class PoolLink(Protocol):
@@ -189,8 +188,8 @@ class VersionPool:
             self._swarm.failed(request, _reason_of(error), self._clock())
         self._news.set()
 
-    def distrust(self, sha256: str) -> None:
-        """Take back all pieces of a blob that was wrong as a whole."""
+    def lose(self, sha256: str) -> None:
+        """Take back all pieces of a blob: they are neither announced nor served any more."""
         with self._lock:
             self._swarm.lose(self.pieces.pieces_of(sha256))
         self._news.set()
@@ -234,19 +233,24 @@ class VersionPool:
         with self._lock:
             supplies = list(self._supplies.values())
             among = self._find_open(supplies)
-            due = self._clock() >= self._swarm.next_announce_at()
-            message = self._swarm.make_announce(among, self._clock(), self.pieces.blobs) if due else None
+            now = self._clock()
+            due = now >= self._swarm.next_announce_at()
+            message = self._swarm.make_announce(among, now, self.pieces.blobs) if due else None
         if message is not None:
             self._announce(message)
         with self._lock:
             asked = self._swarm.polls(among, self._clock()) if any(each.is_idle for each in supplies) else []
         for peer in asked:
-            if self._closing:
-                return
+            if self._closing or self._is_announce_due():  # a silent peer may take seconds
+                break
             self._poll(peer)
         for supply in supplies:
             supply.wake_idle()
         self._tell_digests()
+
+    def _is_announce_due(self) -> bool:
+        with self._lock:
+            return self._clock() >= self._swarm.next_announce_at()
 
     def _find_open(self, supplies: Sequence[BlobSupply]) -> int:
         """Return the pieces of the blobs whose downloads ask for segments."""
@@ -308,11 +312,15 @@ class BlobSupply:
         """Tell the swarm that a piece did not come."""
         self._pool.failed(self.sha256, assignment, error)
 
+    def lose(self) -> None:
+        """Take back what was received: it is received again."""
+        self.is_idle = False
+        self._pool.lose(self.sha256)
+
     def distrust(self) -> None:
         """Fetch this blob from its origin alone."""
         self._only_origin = True
         self.is_idle = False
-        self._pool.distrust(self.sha256)
 
     def wake_idle(self) -> None:
         """Let a download that had nothing to ask for try again."""
@@ -342,7 +350,7 @@ def parse_load(text: str) -> Load:
 
 
 def _reason_of(error: HoldfastError | None) -> Reason | None:
-    if error is None or error.code in _BUSY or error.code == _NOT_HERE:
+    if error is None or error.code in _BUSY:
         return None
     return Reason.WRONG if error.code in ("digest_mismatch", "bad_response") else Reason.GONE
 

@@ -73,6 +73,7 @@ class Pool:
         self.errors: list[str | None] = []
         self.received_from: list[str] = []
         self.distrusted = False
+        self.losses = 0
 
     def target(self, peer: str, segment: Segment) -> HttpTarget:
         return HttpTarget(peer)
@@ -99,6 +100,9 @@ class Pool:
             self.errors.append(None if error is None else error.code)
             if error is not None and assignment.piece.target.url in self.peers:
                 self.peers.remove(assignment.piece.target.url)
+
+    def lose(self) -> None:
+        self.losses += 1
 
     def distrust(self) -> None:
         self.distrusted = True
@@ -234,6 +238,7 @@ def test_pieces_that_agree_on_wrong_bytes_are_not_committed(tmp_path: Path, sour
         pool = Pool(bytes(wrong), peer.url("/p"))
         fetch(engine, source, pool)
         assert pool.distrusted
+        assert pool.losses == 1
         assert engine.counts.failures == []
         assert engine.counts.peer_mismatches == engine.counts.mismatches == 1
         assert len(private_files(engine.layout)) == 1

@@ -137,7 +137,7 @@ def test_a_lying_peer_is_left_at_once() -> None:
 
 
 def test_a_busy_peer_is_not_blamed() -> None:
-    """A peer that refuses because its queue is full is kept."""
+    """A peer that refuses because its queue is full is kept, and asked again once it says that it has something."""
     swarm = make_swarm()
     answer(swarm, neighbours=(P[1],))
     swarm.heard(P[1], ALL, Load(), 0.0)
@@ -145,7 +145,10 @@ def test_a_busy_peer_is_not_blamed() -> None:
     assert request is not None
     swarm.failed(request, None, 0.0)
     assert left_by(swarm) == {}
-    assert swarm.next_request(ALL, 0.0) is not None
+    assert swarm.next_request(ALL, 0.0) is None
+    assert swarm.polls(ALL, 1.0) == [P[1]]
+    swarm.heard(P[1], ALL, Load(), 1.0)
+    assert swarm.next_request(ALL, 1.0) is not None
 
 
 def test_without_help_the_origin_is_asked() -> None:
