@@ -21,7 +21,7 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.manifest import MAX_MANIFEST_BYTES
 
-CHUNK_BYTES = 1024 * 1024
+CHUNK_BYTES = 4 * 1024 * 1024  # of a range: sent by one call, and asked about as one whether it is in the page cache
 _NOT_A_BLOB = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _NO_PROBE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 

@@ -309,9 +309,9 @@ class PeerServer:
         self._send_head(connection, 206, opened.end - opened.start, ("Content-Range", extent))
         sent, sending_s = 0, 0.0
         try:
-            for offset in range(opened.start, opened.end, CHUNK_BYTES):
-                length = min(CHUNK_BYTES, opened.end - offset)
-                self._pace(length)
+            while (offset := opened.start + sent) < opened.end:
+                length = min(self._limit.chunk(CHUNK_BYTES), opened.end - offset)
+                self._limit.take(length, self._closing)
                 began = time.monotonic()
                 send_chunk(connection.socket, opened, offset, length)
                 sending_s += time.monotonic() - began
@@ -321,13 +321,6 @@ class PeerServer:
         finally:
             self._metrics.sent(sent)
             manners.drop_behind()
-
-    def _pace(self, length: int) -> None:
-        """Wait until the upload limit allows so many bytes more."""
-        while length > 0:
-            part = self._limit.chunk(length)
-            self._limit.take(part, self._closing)
-            length -= part
 
     def _refuse(self, connection: _Connection, status: int, text: str) -> None:
         self._metrics.refused(status)
