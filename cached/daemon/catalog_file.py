@@ -99,12 +99,12 @@ class CatalogFile:
             if found is None:
                 return
             text, self._seen = found
-            sha256 = hashlib.sha256(text.encode()).hexdigest()
             if text == self._text:
-                if self.in_force is not None and self.in_force.sha256 == sha256:
-                    self._trouble = None  # it can be read again
                 return
-            self._text = text
+            self._text, sha256 = text, hashlib.sha256(text.encode()).hexdigest()
+            if self.in_force is not None and self.in_force.sha256 == sha256:
+                self._trouble = None  # what is in force is there again
+                return
             parsed = await asyncio.to_thread(parse_catalog, text, self._catalog)
             self.rejected = parsed.rejected
             for rejection in parsed.rejected:
