@@ -212,7 +212,10 @@ def test_an_index_into_numpy_gives_what_the_reference_gives(name: str, index: An
         whole = file.get_tensor(name)
         try:
             expected: Any = file.get_slice(name)[index]
-        except (SafetensorError, OverflowError, SystemError) as error:
+        except (SafetensorError, OverflowError, SystemError, ValueError) as error:
+            expected = error
+        except BaseException as error:  # noqa: BLE001 - a panic of its Rust code, for some empty parts; no class to name
+            assert type(error).__name__ == "PanicException"
             expected = error
     with safe_open(path, "np", backend=backend) as file:
         try:
@@ -221,11 +224,11 @@ def test_an_index_into_numpy_gives_what_the_reference_gives(name: str, index: An
             found = error
     if isinstance(found, Exception):
         truth = any(isinstance(item, bool) for item in (index if isinstance(index, tuple) else (index,)))
-        assert truth or isinstance(expected, Exception)
+        assert truth or isinstance(expected, BaseException)
     else:
         plain = whole[(slice(0, 0),) if index == [] else index]
         assert (found.shape, found.tobytes()) == (plain.shape, plain.tobytes())
-        assert isinstance(expected, Exception) or expected.tobytes() == found.tobytes()
+        assert isinstance(expected, BaseException) or expected.tobytes() == found.tobytes()
 
 
 @pytest.mark.parametrize(
