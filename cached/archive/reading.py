@@ -18,6 +18,7 @@ from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, RESERVED
 from cached.contract.tar import Entry, EntryKind, read_entries
 
 BUFFER_BYTES = 4 * 1024 * 1024
+_STANDARD_INPUT = 0
 _MAX_ENTRIES = 1_000_000  # a manifest has fewer files
 _MAGIC = {b"\x1f\x8b": ("gzip", "gzip -dc"), b"\x28\xb5\x2f\xfd": ("zstd", "zstd -dc"), b"BZh": ("bzip2", "bzip2 -dc")}
 
@@ -211,5 +212,8 @@ class Archive:
 
     def _cut(self) -> HoldfastError:
         if self._offset == 0:
-            return Transient("bad_archive", f"{self._where}: it is empty", "see what should have written it")
+            remedy = "see what should have written it"
+            if self._descriptor == _STANDARD_INPUT:
+                remedy += "; `kubectl exec` hands standard input on with -i only"
+            return Transient("bad_archive", f"{self._where}: it is empty", remedy)
         return bad_archive(self._where, f"it ends early, after {self._offset} bytes: the copy is not whole")

@@ -198,6 +198,15 @@ def test_what_is_wrong_with_an_archive_is_said_and_nothing_is_unpacked(
     assert os.listdir(tmp_path) == ["bad.tar"]
 
 
+def test_an_import_that_is_handed_nothing_tells_of_kubectls_switch(tmp_path: Path) -> None:
+    """In a pod, standard input is empty where `kubectl exec` was not told to hand it on: the refusal says so."""
+    command = [sys.executable, "-m", "cached.cli", "import", "-", "--to", str(tmp_path / "out")]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "standard input: it is empty" in done.stderr
+    assert "`kubectl exec` hands standard input on with -i only" in done.stderr
+
+
 def test_an_archive_of_another_program_is_taken(tmp_path: Path) -> None:
     """Folders, `./` and owners do not matter: a published folder is packed by tar."""
     folder = tmp_path / "published"
