@@ -94,7 +94,7 @@ def spared(namespace: str) -> None:
 
 @pytest.fixture(scope="session")
 def listed(models: Models, namespace: str) -> Catalog:
-    names = ("csi", "first", "kept", "rolling", "served", "warm")
+    names = ("csi", "first", "helm", "kept", "rolling", "served", "warm")
     return Catalog(tuple(models[name] for name in names), models["wrong"], models["private"], namespace)
 
 

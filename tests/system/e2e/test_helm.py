@@ -66,7 +66,7 @@ def test_a_release_lives(
 ) -> None:
     """Upgrade and rollback keep certificate, CA and running pods, and change what the values say; annotated pods get
     their gate after each, also from the policy; uninstall leaves nothing but the namespace."""
-    origin.publish(models["first"], "2")
+    origin.publish(models["helm"], "1")
     values = chart_values(origin, listed)
     holdfast.remove()
     try:
@@ -74,7 +74,7 @@ def test_a_release_lives(
         assert (installed["revision"], installed["status"]) == (1, "deployed")
         wait_for("the webhook answers", _gated, 60)
         pod = Pod(namespace, "by-helm")
-        create(pod_object(pod, annotated(models["first"], "2")))
+        create(pod_object(pod, annotated(models["helm"], "1")))
         pod.wait_running(MAIN)
         certificate, injectors = _certificate(), _pods("holdfast-injector")
 
