@@ -13,6 +13,7 @@ import ssl
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from cached.commands.tree import list_held_versions
@@ -31,8 +32,8 @@ _NEEDED = (
 )
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/holdfast-injector"
-_INJECTOR = "holdfast-injector.holdfast.svc"
-_NAMESPACE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+_INJECTOR = "holdfast-injector"
+_NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _SOON_DAYS = 14
 
 
@@ -56,8 +57,17 @@ async def check_cluster(kube: str, node: str, layout: Layout, timeout_s: float) 
             yield await _check_webhook(client)
     except HoldfastError as error:
         yield of_error(area, error)
-    if os.path.exists(_NAMESPACE):  # noqa: ASYNC240 - a file in memory
-        yield await _check_injector(timeout_s)
+    namespace = _find_own_namespace()
+    if namespace is not None:
+        yield await _check_injector(namespace, timeout_s)
+
+
+def _find_own_namespace() -> str | None:
+    """Return the namespace of the pod that this runs in, which is Holdfast's; None outside of a pod."""
+    try:
+        return _NAMESPACE.read_text().strip()
+    except FileNotFoundError:
+        return None
 
 
 async def _check_node(client: KubeClient, node: str, layout: Layout) -> AsyncIterator[Finding]:
@@ -124,14 +134,20 @@ async def _check_webhook(client: KubeClient) -> Finding:
     return ok(area, "registered, with a certificate authority")
 
 
-async def _check_injector(timeout_s: float) -> Finding:
+async def _check_injector(namespace: str, timeout_s: float) -> Finding:
     """Return whether the injector's service answers with a certificate that lasts; anybody in the cluster may ask."""
-    area = "webhook"
+    area, host = "webhook", f"{_INJECTOR}.{namespace}.svc"
     try:
-        ends = await run_in_thread(partial(_read_expiry, _INJECTOR, timeout_s), timeout_s)
+        ends = await run_in_thread(partial(_read_expiry, host, timeout_s), timeout_s)
+    except socket.gaierror as error:
+        remedy = (
+            f"the overlay `policy` has none; else `kubectl -n {namespace} get service {_INJECTOR}`, and see the DNS"
+        )
+        return skipped(area, f"{host} is not found by its name: {error.strerror}", remedy)
     except (OSError, TimeoutError) as error:
-        text = f"{_INJECTOR}:443 does not answer from here: {error or 'no answer in time'}"
-        return skipped(area, text, "a network policy may forbid it; `kubectl -n holdfast get pods` shows the injector")
+        text = f"{host}:443 does not answer from here: {error or 'no answer in time'}"
+        remedy = f"a network policy may forbid it; `kubectl -n {namespace} get pods` shows the injector"
+        return skipped(area, text, remedy)
     if ends is None:
         return ok(area, "the injector answers; its certificate is not read without the package cryptography")
     days = (ends - datetime.now(UTC)).total_seconds() / 86400

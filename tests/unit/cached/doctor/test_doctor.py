@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -15,7 +16,7 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import State, StatusError
-from cached.doctor import command
+from cached.doctor import cluster, command
 from cached.store import recovery
 from tests.support.control import ControlServer, model_status, serve_control, write_heartbeat
 from tests.support.daemon import publish_files
@@ -54,6 +55,18 @@ def examine(layout: Layout, capsys: pytest.CaptureFixture[str], *arguments: str)
 
 def of(found: list[dict[str, str]], area: str) -> list[tuple[str, str]]:
     return [(each["verdict"], each["message"]) for each in found if each["area"] == area]
+
+
+def kubeconfig(folder: Path, api: FakeApi) -> Path:
+    """A kubeconfig of this API, without credentials."""
+    config = {
+        "current-context": "x",
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "clusters": [{"name": "c", "cluster": {"server": api.url}}],
+        "users": [{"name": "u", "user": {}}],
+    }
+    (folder / "kubeconfig").write_text(json.dumps(config))
+    return folder / "kubeconfig"
 
 
 def test_a_node_in_order_passes(layout: Layout, control: ControlServer, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,14 +152,7 @@ def test_the_cluster_says_what_the_daemon_may_and_what_the_node_is_labelled(
     with FakeApi() as api:
         labels = {weights_label(other): "ready"}
         api.create("/api/v1/nodes", {"metadata": {"name": "node1", "labels": labels}})
-        config = {
-            "current-context": "x",
-            "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
-            "clusters": [{"name": "c", "cluster": {"server": api.url}}],
-            "users": [{"name": "u", "user": {}}],
-        }
-        (tmp_path / "kubeconfig").write_text(json.dumps(config))
-        monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, api)))
         for number in range(7):
             api.answer("POST", "selfsubjectaccessreviews", {"status": {"allowed": number != 0}})
         api.answer("GET", "mutatingwebhook", {"webhooks": [{"clientConfig": {}}]})
@@ -170,6 +176,31 @@ def test_the_cluster_says_what_the_daemon_may_and_what_the_node_is_labelled(
         assert missing[0][0] == "failed"
     found = examine(layout, capsys, "--node", "node1")[1]
     assert any("no answer from" in message for _, message in of(found, "node object"))
+
+
+def test_the_injector_is_looked_for_where_holdfast_is_installed(
+    layout: Layout,
+    control: ControlServer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In a pod the injector's service is that of the pod's own namespace, which the chart lets a person choose."""
+    assert control.answers
+
+    def resolve(host: str, *_: object) -> NoReturn:
+        raise socket.gaierror(socket.EAI_NONAME, f"no {host}")
+
+    (tmp_path / "namespace").write_text("serving\n")
+    monkeypatch.setattr(cluster, "_NAMESPACE", tmp_path / "namespace")
+    with FakeApi() as api:
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path, api)))
+        api.create("/api/v1/nodes", {"metadata": {"name": "node1"}})
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        _, found = examine(layout, capsys, "--node", "node1")
+    (told,) = [each for each in found if "holdfast-injector.serving.svc" in each["message"]]
+    assert told["verdict"] == "skipped"
+    assert "kubectl -n serving get service holdfast-injector" in told["remedy"]
 
 
 def test_many_places_are_not_all_looked_at(
