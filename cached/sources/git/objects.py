@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.manifest import MAX_SEGMENT_BYTES
 from cached.core.listing import Unlisted, bad_name
 from cached.sources.git.pack import BLOB, COMMIT, TAG, TREE, Objects
 
 MAX_FILES = 50_000
 _MAX_DEPTH = 64
 _MAX_FOLDERS = 50_000
+_MAX_NAME_BYTES = MAX_SEGMENT_BYTES + 1
 _COMMIT = re.compile(rb"tree ([0-9a-f]{40})\n")
 _TAG = re.compile(rb"object ([0-9a-f]{40})\ntype (commit|tree|blob|tag)\n")
 _ENTRY = re.compile(rb"([0-7]{5,6}) ([^\0]*)\0(.{20})", re.DOTALL)
@@ -106,7 +108,11 @@ def list_tree(objects: Objects, root: str, where: str) -> Tree:
                 unlisted.append(Unlisted(f"{path}/", reason))
             else:
                 files.append(TreeFile(path, entry.oid, problem or _irregular(entry, path, where)))
-        if len(files) > MAX_FILES or folders + len(waiting) > _MAX_FOLDERS or prefix.count("/") > _MAX_DEPTH:
+        if (
+            len(files) + len(unlisted) > MAX_FILES
+            or folders + len(waiting) > _MAX_FOLDERS
+            or prefix.count("/") > _MAX_DEPTH
+        ):
             raise Permanent(
                 "too_many_files",
                 f"{where}: expected at most {MAX_FILES} files in {_MAX_FOLDERS} folders, {_MAX_DEPTH} deep, found more",
@@ -123,7 +129,8 @@ def bad_objects(where: str, found: str) -> Transient:
 
 def _path_of(prefix: str, name: bytes, where: str) -> tuple[str, HoldfastError | None]:
     """Return the path of an entry, and the error of a name that no checkout would write."""
-    text = name.decode("utf-8", "surrogateescape")
+    # A longer name is refused below; its tree may be part of fifty thousand folders, each with a path of its own.
+    text = name[:_MAX_NAME_BYTES].decode("utf-8", "surrogateescape")
     path = prefix + text
     if not text or "/" in text or text.lower() in (".", "..", ".git"):
         shown = path if text else f"{prefix}(an empty name)"

@@ -226,18 +226,18 @@ def apply_delta(
         if source_size != len(source):
             raise bad("a delta of another base")
         take(size)
-        made, left = [], size
+        made, left = bytearray(), size  # no list: an instruction may make two bytes
         while at < len(delta):
             piece, at = _piece_at(source, delta, at)
             left -= len(piece)
             if left < 0 or not piece:
                 raise bad("a delta that does not fit its base")
-            made.append(piece)
+            made += piece
     except IndexError as error:
         raise bad("a delta that is cut off") from error
     if left:
         raise bad("a delta that makes less than it says")
-    return b"".join(made)
+    return bytes(made)
 
 
 def _size_at(delta: bytes, at: int) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +114,19 @@ def test_a_bomb_is_refused_before_it_is_inflated(make: Callable[[], bytes]) -> N
     """What an object's header, a pack's count or a delta announces counts before a byte of it is made."""
     with pytest.raises(Permanent, match="too large"):
         read(make())
+
+
+def test_a_delta_of_many_small_copies_takes_no_more_than_it_makes() -> None:
+    """Memory goes by the bytes of an object, not by the instructions that make it."""
+    count = 200_000
+    instructions = bytes([0x90, 2]) * count  # each copies two bytes
+    tracemalloc.start()
+    try:
+        made = apply_delta(b"ab", delta(2, 2 * count, instructions), lambda found: Transient("bad_response", found, ""))
+        assert made == b"ab" * count
+        assert tracemalloc.get_traced_memory()[1] < 12 * count
+    finally:
+        tracemalloc.stop()
 
 
 def _doubling(size: int) -> bytes:

@@ -377,6 +377,25 @@ async def test_a_tree_that_repeats_itself_is_bounded(repository: Repository, at:
     assert (error.code, error.permanent) == ("too_many_files", True)
 
 
+async def test_submodules_count_as_files_do(repository: Repository, at: At) -> None:
+    """Few objects that stand for billions of submodules are refused, and soon."""
+    commit = repository.commit({"a": b"{}"})
+    tree = repository.write_tree([("160000", b"m%02d" % number, commit) for number in range(100)])
+    for _ in range(2):
+        tree = repository.write_tree([("40000", b"d%02d" % number, tree) for number in range(25)])
+    repository.commit_tree(tree)
+    assert (await at.error()).code == "too_many_files"
+
+
+async def test_a_long_name_in_many_folders_takes_no_memory_for_each(repository: Repository, at: At) -> None:
+    """A name that no file system takes is a problem of that file, of which no more is kept than shows that."""
+    inner = repository.write_tree([("100644", b"n" * 1_000_000, repository.write_blob(b"{}"))])
+    repository.commit_tree(repository.write_tree([("40000", b"d%03d" % number, inner) for number in range(200)]))
+    files = (await at.list()).files
+    assert {file.problem.code for file in files if file.problem} == {"bad_name"}
+    assert len(files) == 200 and sum(len(file.path) for file in files) < 200 * 300
+
+
 @pytest.mark.parametrize(
     "pointer",
     [
