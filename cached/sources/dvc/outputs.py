@@ -21,6 +21,7 @@ from cached.sources.resolving import Named
 
 _MD5 = re.compile(r"([0-9a-f]{32})(\.dir)?")
 _MAX_FILES = 200_000
+_MAX_DEPTH = 32
 LOCK = "dvc.lock"
 SUFFIX = ".dvc"
 
@@ -71,8 +72,7 @@ def read_outputs(data: bytes, name: str, where: str) -> list[Output]:
     """Return the outputs that the file `name` of a repository has. Raises `Permanent` (`bad_index`)."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(data, loader)):
-            raise bad_index(where, name, "aliases, which DVC writes none of")  # they may grow without bound
+        _check_events(yaml.parse(data, loader), name, where)
         document = yaml.load(data, loader)  # noqa: S506 - both are safe
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise bad_index(where, name, f"no YAML ({type(error).__name__})") from error
@@ -111,6 +111,21 @@ def bad_index(where: str, name: str, found: str) -> Permanent:
     return Permanent(
         "bad_index", f"{where}: expected {name} as DVC writes it, found {found}", "check it with `dvc status`"
     )
+
+
+def _check_events(events: Iterator[yaml.Event], name: str, where: str) -> None:
+    """Raise `Permanent` (`bad_index`) for what would grow without bound: aliases, and collections in collections, for
+    which libyaml takes the square of their depth, and lets no other thread run."""
+    depth = 0
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            raise bad_index(where, name, "aliases, which DVC writes none of")
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        if depth > _MAX_DEPTH:
+            raise bad_index(where, name, f"collections nested more than {_MAX_DEPTH} deep")
 
 
 def _outs(document: dict[str, Any], name: str, where: str) -> Iterator[Any]:

@@ -207,6 +207,8 @@ async def test_what_is_not_there(repository: DvcRepository, client: HttpClient) 
         "a: &x {outs: []}\nb: {<<: [*x, *x]}",
         "\0",
         "outs:\n- {path: m, md5: xx}",
+        "{a: " * 400_000,
+        "- " * 400_000,
     ],
 )
 async def test_bad_indexes(index: str, repository: DvcRepository, client: HttpClient) -> None:
