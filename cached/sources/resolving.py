@@ -21,6 +21,9 @@ from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.target import Target
 
+_MAX_PLACES = 1000  # of one version: each is a source of its own
+_AT_ONCE = 16  # listed; each may take a thread and a connection
+
 
 @dataclass(frozen=True, slots=True)
 class Named:
@@ -86,9 +89,10 @@ class ResolvedSource:
     async def resolve(self) -> Listing:
         """List the version at every place that the resolver names. Raises as `Source.resolve`."""
         found = await self._resolved()
+        turns = asyncio.Semaphore(_AT_ONCE)
         async with asyncio.TaskGroup() as tasks:
             parts = zip(found.sources, found.referrals, strict=True)
-            listing = [tasks.create_task(self._list(source, referral)) for source, referral in parts]
+            listing = [tasks.create_task(self._list(source, referral, turns)) for source, referral in parts]
         listings = []
         for task in listing:
             result = task.result()
@@ -143,6 +147,11 @@ class ResolvedSource:
         resolution = self._find(cancellation)
         if not resolution.referrals:
             raise Permanent("not_found", f"{self.display}: expected a place of files, found none", "check the version")
+        if len(resolution.referrals) > _MAX_PLACES:
+            problem = (
+                f"{self.display}: expected files in at most {_MAX_PLACES} places, found {len(resolution.referrals)}"
+            )
+            raise Permanent("too_many_places", problem, "keep the model's files in one store, in few folders")
         sources = []
         for referral in resolution.referrals:
             try:
@@ -152,11 +161,12 @@ class ResolvedSource:
                 raise Permanent(error.code, problem, error.remedy) from error
         return _Resolved(sources, resolution.referrals, resolution.revision)
 
-    async def _list(self, source: Source, referral: Referral) -> Listing | HoldfastError:
+    async def _list(self, source: Source, referral: Referral, turns: asyncio.Semaphore) -> Listing | HoldfastError:
         try:
-            if referral.named is None:
-                return await source.resolve()
-            return await _find_named(source, referral.named)
+            async with turns:
+                if referral.named is None:
+                    return await source.resolve()
+                return await _find_named(source, referral.named)
         except HoldfastError as error:
             return self._about(source, error)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterator
 from functools import partial
@@ -11,14 +12,14 @@ import pytest
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.manifest import FileEntry, Manifest
-from cached.core.listing import Algorithm, Checksum
-from cached.sources.base import Opener
+from cached.core.listing import Algorithm, Checksum, Listing, RemoteFile
+from cached.sources.base import Opener, Source
 from cached.sources.registry import open_source
 from cached.sources.resolving import Named, Referral, Resolution, ResolvedSource
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.settings import HttpSettings
-from cached.transport.target import LocalTarget
+from cached.transport.target import LocalTarget, Target
 
 FILES = {"config.json": b"{}", "sub/w.bin": b"weights"}
 
@@ -88,6 +89,48 @@ async def test_several_places_are_one_version(tmp_path: Path, opener: Opener) ->
     (lora,) = (file for file in (await source.resolve()).files if file.path == "lora/w.bin")
     assert isinstance(target := await another.locate(lora), LocalTarget)
     assert target.path.read_bytes() == b"adapter"
+
+
+async def test_an_index_decides_neither_how_many_places_nor_how_many_at_once(tmp_path: Path, opener: Opener) -> None:
+    """Who writes an index may name as many places as files: some are listed at once, too many are refused unopened."""
+    uris = [folder(tmp_path / f"p{number}", {f"f{number}": b"x"}) for number in range(40)]
+    listing_now: list[int] = []
+
+    def counting(uri: str, *, chosen_by: str | None = None) -> Source:
+        return _Counted(opener(uri, chosen_by=chosen_by), listing_now)
+
+    files = (await resolver(counting, *map(Referral, uris)).resolve()).files
+    assert len(files) == 40 and 1 < max(listing_now) <= 16
+
+    def refusing(uri: str, *, chosen_by: str | None = None) -> Source:
+        raise AssertionError(f"{uri} was opened")
+
+    with pytest.raises(Permanent) as caught:
+        await resolver(refusing, *(Referral(f"s3://bucket-{number}/") for number in range(2000))).resolve()
+    assert caught.value.code == "too_many_places" and caught.value.remedy
+
+
+class _Counted:
+    """A source that notes how many of its kind are listed at once."""
+
+    def __init__(self, source: Source, running: list[int]) -> None:
+        self._source = source
+        self._running = running
+        self.kind, self.display = source.kind, source.display
+
+    async def resolve(self) -> Listing:
+        self._running.append(sum(self._running[-1:]) + 1)
+        try:
+            await asyncio.sleep(0.001)
+            return await self._source.resolve()
+        finally:
+            self._running.append(self._running[-1] - 1)
+
+    async def locate(self, file: RemoteFile) -> Target:
+        return await self._source.locate(file)
+
+    async def aclose(self) -> None:
+        await self._source.aclose()
 
 
 async def test_named_files_have_the_promises_of_the_index(tmp_path: Path, opener: Opener) -> None:
