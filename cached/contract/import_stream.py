@@ -19,6 +19,7 @@ from cached.contract.manifest import MAX_MANIFEST_BYTES
 
 PROTOCOL = "holdfast-import"
 DONE = "done"
+IMPORTED, IMPORT_KIND = "an imported archive", "import"  # the source of such a version: in its status, in metrics
 _MAX_LINE_BYTES = 2 * MAX_MANIFEST_BYTES  # of the blobs that are needed: 67 bytes each, of a manifest's 100 and more
 
 

@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
-from cached.contract.import_stream import LineReader, send_document, send_error
+from cached.contract.import_stream import IMPORTED, LineReader, send_document, send_error
 from cached.contract.layout import Layout
 from cached.contract.loadable.verdict import find_name_problems
 from cached.contract.manifest import MAX_MANIFEST_BYTES, Manifest
@@ -53,7 +53,6 @@ _log = logging.getLogger(__name__)
 
 _AT_ONCE = 4  # each has a thread and a buffer
 _STOPPING_S = 5.0
-_SOURCE = "an imported archive"  # as status files show it
 
 
 class Imports:
@@ -232,7 +231,7 @@ class Imports:
         record = FetchRecord(
             digest=manifest.digest,
             request=None if entry is None else entry.request,
-            source=_SOURCE,
+            source=IMPORTED,
             revision=None,
             resolved_at=timestamp(time.time()),
             files={},

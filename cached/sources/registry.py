@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cached.contract.errors import Permanent
+from cached.contract.import_stream import IMPORT_KIND, IMPORTED
 from cached.sources.base import Opener, Source
 
 if TYPE_CHECKING:
@@ -122,6 +123,13 @@ _BUILT_IN: dict[str, tuple[str, Callable[[str, HttpClient, Opener], Source]]] = 
     "http": ("http://", _http),
     "file": ("file://", _file),
 }
+# The kinds whose URIs have other schemes than their names.
+_KINDS = {
+    "https": "http",
+    **dict.fromkeys(("git+https", "git+http"), "git"),
+    **dict.fromkeys(("models", "runs"), "mlflow"),
+    **dict.fromkeys(("dvc+https", "dvc+http", "dvc+file"), "dvc"),
+}
 # What people write, from other tools, and the scheme that they mean.
 _MEANT = {
     **dict.fromkeys(("gcs", "gstorage"), "gs"),
@@ -140,6 +148,16 @@ _MEANT = {
     **dict.fromkeys(("wb", "wandb-artifact", "weave", "wandb-registry"), "wandb"),
     **dict.fromkeys(("htttps", "htttp", "webdav", "davs"), "https"),
 }
+
+
+def find_kind(source: str) -> str:
+    """Return the kind (`Source.kind`) of a source by its URI, as metrics name it; `import` for an imported archive,
+    empty for what is neither."""
+    if source == IMPORTED:
+        return IMPORT_KIND
+    match = _SCHEME.match(source)
+    scheme = match[1].lower() if match else ""
+    return _KINDS.get(scheme, scheme)
 
 
 def supported() -> str:

@@ -6,7 +6,6 @@ page that stands open costs nearly nothing while nothing happens.
 
 from __future__ import annotations
 
-import re
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -26,11 +25,11 @@ from cached.daemon.reconciler import Reconciler
 from cached.node.cluster import Cluster
 from cached.node.inventory import Inventory
 from cached.node.status_files import RecentError, StatusFiles
+from cached.sources.registry import find_kind
 
 _RECEIVED, _FAILED = "holdfast_fetch_bytes_total", "holdfast_fetch_errors_total"
 _SPACE_STEPS = 1000  # of the capacity: less of a change of the free space is no news
 _CLOCK_JUMP_S = 2.0
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +231,7 @@ class NodeFacts:
             ref = ModelRef(status.model, status.version)
             if ref in self._inventory.models:
                 record = self._inventory.fetched.get(ref)
-                held[_find_kind("" if record is None else record.source)].append(self._inventory.size(ref))
+                held[find_kind("" if record is None else record.source)].append(self._inventory.size(ref))
         counted: dict[str, defaultdict[str, int]] = {_RECEIVED: defaultdict(int), _FAILED: defaultdict(int)}
         for metric in self._registry.collect():
             for sample in metric.samples:
@@ -250,10 +249,3 @@ def _names_by_version(pods: tuple[PodWant, ...]) -> dict[ModelRef, tuple[str, ..
     for pod in pods:
         names[pod.ref].add(pod.pod)
     return {ref: tuple(sorted(each)) for ref, each in names.items()}
-
-
-def _find_kind(source: str) -> str:
-    """Return the kind of a source's URI, as the metrics name it; empty where the source is not known."""
-    found = _SCHEME.match(source)
-    scheme = "" if found is None else found[1].lower()
-    return "http" if scheme == "https" else scheme

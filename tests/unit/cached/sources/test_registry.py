@@ -8,7 +8,8 @@ import sys
 import pytest
 
 from cached.contract.errors import Permanent
-from cached.sources.registry import open_source
+from cached.contract.import_stream import IMPORTED
+from cached.sources.registry import find_kind, open_source
 from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
 
@@ -39,6 +40,27 @@ NO_CLIENT.close()  # opening contacts nobody
 def test_the_scheme_decides(uri: str, kind: str) -> None:
     """Each supported scheme opens its source; an absolute path is a local one."""
     assert open_source(uri, NO_CLIENT).kind == kind
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        *("s3://bucket/m/", "gs://bucket/m/", "az://account/container/m/", "hf://acme/model@main", "https://host/m/"),
+        *("http://host/m/", "oci://ghcr.io/acme/model:v1", "git+https://host/acme/model", "git+http://host/acme/model"),
+        *("ms://acme/model", "models:/m/3?tracking_uri=http://host", "runs:/r/m?tracking_uri=http://host"),
+        *("wandb://acme/models/tiny:v0", "sagemaker:ranker/3", "dvc+https://host/org/repo@main#m"),
+        *("dvc+http://host/org/repo@main#m", "dvc+file:///repo#m", "file:///models/m"),
+    ],
+)
+def test_a_displayed_source_has_the_kind_that_metrics_name(uri: str) -> None:
+    """What a status shows of a source leads to its kind again."""
+    source = open_source(uri, NO_CLIENT)
+    assert find_kind(source.display) == source.kind
+
+
+def test_what_is_no_source_has_no_kind() -> None:
+    """An imported archive has the kind that metrics count it by; a text that names no source has none."""
+    assert [find_kind(text) for text in (IMPORTED, "", "models/m")] == ["import", "", ""]
 
 
 @pytest.mark.parametrize("uri", ["ftp://user:sesame@host/m", "models/m", "", "://x"])
@@ -110,7 +132,7 @@ def test_only_the_source_that_is_asked_for_is_imported() -> None:
     """Opening a local source imports neither the AWS nor the Hub library."""
     program = (
         "import sys\n"
-        "from cached.sources.registry import open_source\n"
+        "from cached.sources.registry import find_kind, open_source\n"
         "open_source('/models/m', None)\n"
         "sys.exit(any(name in sys.modules for name in ('botocore', 'aiobotocore', 'huggingface_hub', 'aiohttp')))\n"
     )
