@@ -131,7 +131,7 @@ class Archive:
                     self._where, f"a manifest of {entry.size} bytes, at most {MAX_MANIFEST_BYTES} are read"
                 )
             try:
-                return Manifest.parse(self._read_at(entry.start, entry.size))
+                return Manifest.parse(self._read_whole(entry))
             except HoldfastError as error:
                 raise bad_archive(self._where, f"its `{MANIFEST_NAME}`: {error.message}") from error
         raise self._cut()
@@ -147,7 +147,7 @@ class Archive:
             raise bad_archive(
                 self._where, f"`{EXPORT_NAME}` of {entry.size} bytes, at most {MAX_RECORD_BYTES} are read"
             )
-        self.record = ExportRecord.parse(self._read_at(entry.start, entry.size), self._where)
+        self.record = ExportRecord.parse(self._read_whole(entry), self._where)
         if self.record.digest != self.digest:
             raise DigestMismatch(
                 f"{self._where}: the digest of its manifest",
@@ -174,6 +174,12 @@ class Archive:
         return file
 
     # --- the bytes -------------------------------------------------------------------------------------------------
+
+    def _read_whole(self, entry: Entry) -> bytes:
+        data = self._read_at(entry.start, entry.size)
+        if len(data) < entry.size:
+            raise self._cut()
+        return data
 
     def _read_at(self, offset: int, length: int) -> bytes:
         """Read on at an offset at or after the present one; fewer bytes only at the end."""
