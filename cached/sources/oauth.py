@@ -6,6 +6,7 @@ Law: pure. A message quotes the endpoint's own words, shortened, and never a tok
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -80,9 +81,28 @@ def _words(body: bytes) -> str:
     return f"{error or ''} {document.get('error_description', '')}"
 
 
+# What headers and settings have: `Bearer eyJ…`, `Authorization: …`, `Cookie: a=b`, `"x-api-key": "…"`. After words that
+# errors use, too (`token: expired`), only a value that is no plain word.
+_NO_WORD = r"(?=[^\s\"']*[^a-z\s\"'.,;:])[^\s\"',;]+"
+_SECRETS = (
+    re.compile(rf"(\b(?i:bearer|basic|digest|negotiate|token)\s+){_NO_WORD}"),
+    re.compile(
+        r"(\b(?i:[\w-]{0,20}(?:authorization|cookie|passw(?:or)?d|secret|session))[\w-]{0,20}[\"']?\s*[:=]\s*[\"']?)[^\s\"',;]+"
+    ),
+    re.compile(
+        rf"(\b(?i:[\w-]{{0,20}}(?:token|(?:api|access|auth)[-_]?key|signature))[\w-]{{0,20}}[\"']?\s*[:=]\s*[\"']?){_NO_WORD}"
+    ),
+)
+_READ = 4096  # characters that are looked at
+
+
 def quoted(text: str) -> str:
     """Return a server's words as one printable line of bounded length, without queries, which may have a signature, and
-    without long words: a server that repeats the request would make us show a token."""
-    words = (word.partition("?")[0] for word in text.split())
+    without long words, and without what looks like credentials: a server that repeats the request would make us show a
+    token."""
+    shown = text[:_READ]
+    for secret in _SECRETS:
+        shown = secret.sub(r"\1…", shown)
+    words = (word.partition("?")[0] for word in shown.split())
     words = (word if len(word) <= _SHOWN_WORD else "…" for word in words)
     return "".join(c for c in " ".join(words) if c.isprintable())[:_SHOWN]
