@@ -25,6 +25,8 @@ _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+/-]{0,254}")
 _SPECIAL_REVISION = re.compile(r"refs/(?:pr/[0-9]+|convert/[A-Za-z0-9_.-]+)(?=/|$)")
 _OTHER_KINDS = {"datasets": "a dataset", "spaces": "a Space", "buckets": "a bucket", "kernels": "a kernel"}
 _SINGULAR = frozenset({"model", "dataset", "space", "bucket", "kernel"})  # huggingface_hub refuses these too
+_IS_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{30,}")  # of users; a repository's name has no such form
+_TOKEN = f"{_EXAMPLE}; a token goes into HF_TOKEN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,9 @@ class HubAddress:
         body = uri[len(SCHEME) :]
         # A colon in the body can only be part of user:password.
         if uri[: len(SCHEME)].lower() != SCHEME or ":" in body:
-            raise _refuse("expected a source `hf://…` without credentials", f"{_EXAMPLE}; a token goes into HF_TOKEN")
+            raise _refuse("expected a source `hf://…` without credentials", _TOKEN)
+        if _IS_TOKEN.search(body):
+            raise _refuse("expected a source `hf://…` without credentials, found a token of the Hub", _TOKEN)
         repo, revision, folder = _parts(_without_kind(body if body.endswith("//") else body.removesuffix("/")))
         _check_repo(repo)
         _check_revision(uri, revision)

@@ -14,6 +14,7 @@ from cached.contract.manifest import check_path
 SCHEME = "ms://"
 DEFAULT_REVISION = "master"
 _EXAMPLE = "write it as `ms://org/name@revision` or `ms://org/name@revision/folder/`"
+_TOKEN = f"{_EXAMPLE}; a token goes into MODELSCOPE_API_TOKEN"
 _REPO = re.compile(
     r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?/[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,126}[A-Za-z0-9_-])?"
 )
@@ -36,12 +37,14 @@ class ModelScopeAddress:
         if uri[: len(SCHEME)].lower() != SCHEME or ":" in body or "?" in body or "#" in body:
             raise _refuse(
                 "expected a source `ms://…` without credentials, query and fragment",
-                f"{_EXAMPLE}; a token goes into MODELSCOPE_API_TOKEN",
+                _TOKEN,
             )
         kind, _, rest = body.partition("/")
         if kind in _OTHER_KINDS:
             raise _refuse(f"expected a model repository, found {_OTHER_KINDS[kind]} (`{kind}/`)", _EXAMPLE)
         repo, revision, folder = _parts(rest if kind == "models" and rest.count("/") else body)
+        if "/" not in repo and "@" in body:  # perhaps a token: it is not repeated
+            raise _refuse("expected a repository `org/name` of ModelScope before the `@`, found no `/`", _TOKEN)
         if not _REPO.fullmatch(repo) or ".." in repo:
             raise _refuse(f"expected a repository `org/name` of ModelScope, found {repo[:200]!r}", _EXAMPLE)
         broken = any(part in ("", ".", "..") for part in revision.split("/")) or ".." in revision

@@ -122,3 +122,12 @@ def test_credentials_in_an_address_are_not_repeated() -> None:
         HubAddress.parse("hf://user:hf_secret@acme/model")
     assert "hf_secret" not in str(caught.value)
     assert "HF_TOKEN" in caught.value.remedy
+
+
+@pytest.mark.parametrize("uri", ["hf://{}@acme/model", "hf://acme/{}", "hf://acme/model@{}"])
+def test_a_token_in_place_of_a_name_is_not_repeated(uri: str) -> None:
+    """A token of the Hub has a form of its own: it is told where it belongs, and not shown."""
+    token = "hf_" + "Ab1" * 11
+    with pytest.raises(Permanent, match="HF_TOKEN") as caught:
+        HubAddress.parse(uri.format(token))
+    assert token not in str(caught.value)

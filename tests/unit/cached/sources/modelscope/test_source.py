@@ -158,6 +158,7 @@ def test_a_location_names_repository_revision_and_folder(uri: str, repo: str, re
         "ms://Qwen/m@v1/../x",
         "ms://Qwen/m@v1//x",
         "ms://user:sesame@Qwen/m",
+        "ms://sesame@Qwen/m",
         "ms://Qwen/m?token=sesame",
         "ms://Qwen/m#x",
         "ms://datasets/Qwen/m",
