@@ -30,6 +30,7 @@ _KINDS = {
     "wandb": "Weights & Biases",
     "sagemaker": "SageMaker",
     "import": "Imported archives",
+    "peer": "Other nodes",
     "http": "HTTP",
     "file": "Local files",
     "": "Not known",
