@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from cached.contract.errors import Permanent
 from cached.transport.urls import Address, display_url
@@ -24,6 +24,15 @@ _AZURE_HOST = re.compile(r"([a-z0-9]{3,24})\.(?:blob|dfs)\.core\.([a-z0-9.-]+)")
 _PUBLIC_AZURE = "windows.net"
 _READABLE = "s3://, gs://, az://, wasbs://, abfss://, https://, or file:// below the folder that the location allows"
 _STORE = "move the files to a store that this node reads, or name their location itself as the source"
+
+
+def split_address(address: str) -> SplitResult:
+    """Return the parts of an address that a service names. Raises `Permanent` (`bad_address`)."""
+    try:
+        return urlsplit(address)
+    except ValueError as error:  # `//[x/`, or a host with characters that stand for others
+        problem = "expected the address of a place of files, found one whose host is none"
+        raise Permanent("bad_address", problem, "correct it where it was registered") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +96,7 @@ class StoreRules:
         """Return the real path of a local address below the folder that is allowed."""
         path = address
         if not address.startswith("/"):
-            parts = urlsplit(address)
+            parts = split_address(address)
             if parts.netloc not in ("", "localhost"):
                 raise self._bad("a file:// address of another machine")
             path = unquote(parts.path, errors="surrogateescape")

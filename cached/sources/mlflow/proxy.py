@@ -30,6 +30,7 @@ from cached.sources.mlflow.registry import is_absent
 from cached.sources.mlflow.server import ARTIFACTS, MlflowServer, bad_answer
 from cached.sources.objects import bad_listing
 from cached.sources.signed_urls import lifetime_s
+from cached.sources.stores import split_address
 from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import call_in_thread
@@ -274,7 +275,7 @@ class ProxiedArtifacts:
 
 def is_proxied(uri: str) -> bool:
     """Return whether an address of artifacts is one that only a server of MLflow can read."""
-    parts = urlsplit(uri)
+    parts = split_address(uri)
     return parts.scheme == "mlflow-artifacts" or (
         parts.scheme in ("http", "https") and f"{ARTIFACTS}/artifacts/" in f"{parts.path}/"
     )
@@ -283,7 +284,7 @@ def is_proxied(uri: str) -> bool:
 def _split(uri: str, tracking: str) -> tuple[str, str]:
     """Return the address of the server that serves the artifacts, and their path in it. Rule: MLflow's own
     (`MlflowArtifactsRepository.resolve_uri`): another host keeps the scheme and the path of the tracking server."""
-    parts = urlsplit(uri)
+    parts = split_address(uri)
     base, path = tracking, parts.path
     ours = urlsplit(tracking)
     if "@" in parts.netloc or parts.query or parts.fragment:

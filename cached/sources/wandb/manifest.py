@@ -10,13 +10,13 @@ import base64
 import binascii
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from cached.contract.errors import Permanent
 from cached.contract.manifest import MAX_FILE_BYTES
 from cached.core.listing import Algorithm, Checksum
 from cached.sources.resolving import Named
-from cached.sources.stores import StoreRules
+from cached.sources.stores import StoreRules, split_address
 
 _MAX_FILES = 200_000
 _LAYOUTS = ("V1", "V2")
@@ -40,7 +40,7 @@ class Entry:
     @property
     def artifact(self) -> tuple[str, str] | None:
         """The id of another artifact, and the path there, that a reference leads to; None for any other."""
-        parts = urlsplit(self.ref)
+        parts = split_address(self.ref)
         if parts.scheme != _ARTIFACT:
             return None
         try:
@@ -79,7 +79,7 @@ class WandbManifest:
 def place_of(entry: Entry, rules: StoreRules) -> tuple[str, Named]:
     """Return the location of ours that a reference is in, and the file below it. Raises `Permanent`, as
     `StoreRules.location`."""
-    parts = urlsplit(entry.ref)
+    parts = split_address(entry.ref)
     if parts.scheme == "https" and parts.netloc.endswith(_AZURE) and not parts.query:
         container, _, blob = unquote(parts.path.lstrip("/")).partition("/")
         place, at = f"az://{parts.netloc.removesuffix(_AZURE)}/{container}/", blob

@@ -56,7 +56,7 @@ def test_local_files_are_those_below_the_allowed_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["", "bucket/m", "ftp://host/m", "hf://org/m", "models:/x/1", "s3:/bucket/m", "s3://"]
+    "address", ["", "bucket/m", "ftp://host/m", "hf://org/m", "models:/x/1", "s3:/bucket/m", "s3://", "file://[x/m"]
 )
 def test_anything_else_is_refused(address: str) -> None:
     """A scheme that is no store's, or an address without a bucket, says what is read."""

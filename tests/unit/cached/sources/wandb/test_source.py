@@ -141,6 +141,10 @@ async def test_a_reference_that_changed_is_told(fake: FakeWandb, client: HttpCli
         ("file:///etc/passwd", "forbidden_file"),
         ("wandb-artifact://00ff/w", "not_found"),
         ("wandb-artifact://nohex/w", "unknown_store"),
+        ("https://[host/w", "bad_address"),
+        ("file://[host/w", "bad_address"),
+        ("wandb-artifact://[00ff/w", "bad_address"),
+        ("https://a\u2100b/w", "bad_address"),
     ],
 )
 async def test_what_an_artifact_may_not_choose(ref: str, code: str, fake: FakeWandb, client: HttpClient) -> None:
