@@ -301,5 +301,8 @@ def _list_headers(head: h11.Request) -> Mapping[str, str]:
 
 def _find_path(target: str) -> str:
     """Return the decoded path of a request target, which may be a whole URI (RFC 9112, 3.2.2)."""
-    path = target.partition("?")[0] if target.startswith("/") else urlsplit(target).path
+    try:
+        path = target.partition("?")[0] if target.startswith("/") else urlsplit(target).path
+    except ValueError:  # `http://[x/`: there is nothing
+        path = ""
     return unquote(path, errors="replace")

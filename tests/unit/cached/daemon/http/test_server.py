@@ -153,6 +153,7 @@ async def test_a_client_that_waits_for_a_go_ahead_gets_it() -> None:
         (b"GET /names/* HTTP/1.1\r\nHost: x\r\n\r\n", 200),
         (b"GET /names/a/b HTTP/1.1\r\nHost: x\r\n\r\n", 404),
         (b"GET http://host:1/names/a HTTP/1.1\r\nHost: x\r\n\r\n", 200),
+        (b"GET http://[host/names/a HTTP/1.1\r\nHost: x\r\n\r\n", 404),
         (b"GET /names/a HTTP/1.0\r\n\r\n", 200),
         (b"GET /bug HTTP/1.1\r\nHost: x\r\n\r\n", 500),
         (b"DELETE /echo HTTP/1.1\r\nHost: x\r\n\r\n", 405),
