@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 import string
 from dataclasses import dataclass, field
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from cached.contract.errors import Permanent
 
@@ -71,6 +71,14 @@ class Address:
         return f"{self.origin.scheme}://{self.origin.netloc}{self.resource}"
 
 
+def split_url(url: str) -> SplitResult:
+    """Return the parts of a URL that a server names. Raises `Permanent` (`bad_url`)."""
+    try:
+        return urlsplit(url)
+    except ValueError as error:
+        raise Permanent("bad_url", "a server names an address that is no URL", "look at the server") from error
+
+
 def display_url(url: str) -> str:
     """Return `url` for a message: without user information, query and fragment. Never raises."""
     try:
@@ -90,9 +98,13 @@ def origin_of(url: str) -> str:
 def next_hop(current: Address, location: str) -> Address:
     """Return the target of a redirect from `current`. Raises `Permanent` for an insecure or foreign one. User
     information in `location` is dropped: a server does not choose our credentials."""
-    # Header bytes arrive decoded as Latin-1; many servers send raw UTF-8.
-    target = urljoin(current.url, quote(location, encoding="latin-1", safe=string.punctuation))
-    scheme = urlsplit(target).scheme
+    try:
+        # Header bytes arrive decoded as Latin-1; many servers send raw UTF-8.
+        target = urljoin(current.url, quote(location, encoding="latin-1", safe=string.punctuation))
+    except ValueError as error:
+        problem = f"{display_url(current.url)} redirects to an address that is no URL"
+        raise Permanent("bad_url", problem, "look at the server, or use the address of the file itself") from error
+    scheme = split_url(target).scheme
     shown = f"{display_url(current.url)} redirects to {display_url(target)}"
     if current.origin.scheme == "https" and scheme == "http":
         raise Permanent("insecure_redirect", f"{shown}, from TLS to plain HTTP", "use the source's https address")

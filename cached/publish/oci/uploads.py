@@ -28,7 +28,7 @@ from cached.sources.oci.registry import error_of
 from cached.transport.client import Response
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.errors import is_retried, retry_after_s
-from cached.transport.urls import Address, display_url
+from cached.transport.urls import Address, display_url, split_url
 
 _TRIES = 3  # without credentials, with those that a 401 asks for, and with new ones
 _ATTEMPTS = 5  # without a byte of progress in between
@@ -163,7 +163,11 @@ class Uploads:
         if not location:
             problem = f"{display_url(answer.url)}: expected a Location of the upload, found none"
             raise Permanent("bad_response", problem, "use a registry of the OCI Distribution Specification")
-        url = urljoin(answer.url, location)
+        try:
+            url = urljoin(answer.url, location)
+        except ValueError as error:
+            problem = f"{display_url(answer.url)}: expected the address of the upload, found none that is a URL"
+            raise Permanent("bad_response", problem, "look at the registry, and at a proxy before it") from error
         if urlsplit(self._base).scheme == "https" and urlsplit(url).scheme != "https":
             # Behind a proxy that ends TLS some registries name themselves by http; the way to them is ours.
             own, parts = urlsplit(self._base), urlsplit(url)
@@ -262,7 +266,7 @@ def _arrived(answer: Response, otherwise: int) -> int:
 
 
 def _with_digest(location: str, digest: str) -> str:
-    parts = urlsplit(location)
+    parts = split_url(location)
     given = [pair for pair in parse_qsl(parts.query, keep_blank_values=True) if pair[0] != "digest"]
     return urlunsplit(parts._replace(query=urlencode([*given, ("digest", digest)])))
 

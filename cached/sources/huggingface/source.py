@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote
 
 # Before the import, which reads it: without it the first request would also fetch a list for the user agent from the
 # Hub and write that under HF_HOME.
@@ -55,7 +55,7 @@ from cached.transport.git_blob import git_blob_hasher
 from cached.transport.pages import HTML, is_page_type, page_in
 from cached.transport.response import sent_at
 from cached.transport.target import Expected, HttpTarget
-from cached.transport.urls import Address, Origin, display_url
+from cached.transport.urls import Address, Origin, display_url, split_url
 
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024  # a page of the tree, or the metadata of a repository: some 300 KB
 _MAX_FILES = 50_000
@@ -229,7 +229,7 @@ class _Hub:
         """Return the URL of the next page here. Of the Hub's own link, which a mirror may pass, the cursor counts."""
         if following.startswith(f"{self._endpoint}/api/"):
             return following
-        cursor = parse_qs(urlsplit(following).query).get("cursor")
+        cursor = parse_qs(split_url(following).query).get("cursor")
         if not cursor:
             raise bad_response(self.request, "a next page on another host")
         return f"{first_url}&cursor={quote(cursor[0], safe='')}"

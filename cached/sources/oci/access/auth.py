@@ -24,7 +24,7 @@ from cached.transport.errors import response_error
 from cached.transport.pages import page_error, page_in
 from cached.transport.service.tokens import BearerTokens, Token
 from cached.transport.target import Headers, HttpTarget
-from cached.transport.urls import Address, display_url
+from cached.transport.urls import Address, display_url, split_url
 
 DEFAULT_LIFETIME_S = 60.0
 _MAX_TOKEN_BYTES = 1024 * 1024
@@ -113,7 +113,7 @@ class RegistryAuth:
 
     def _realm(self, challenge: Challenge, where: str) -> str:
         realm = challenge.parameters.get("realm", "")
-        scheme = urlsplit(realm).scheme
+        scheme = split_url(realm).scheme
         if scheme not in ("http", "https"):
             raise _unauthorized(where, "it names no token server")
         if scheme == "http" and urlsplit(self._base).scheme == "https":
