@@ -22,6 +22,8 @@ from cached.sources.resolving import Named
 _MD5 = re.compile(r"([0-9a-f]{32})(\.dir)?")
 _MAX_FILES = 200_000
 _MAX_DEPTH = 32
+# What PyYAML raises; the last four for a tag on a text that is none of its kind (`!!timestamp x`, `!!bool x`).
+_NO_YAML = (yaml.YAMLError, ValueError, RecursionError, AttributeError, LookupError, TypeError, OverflowError)
 LOCK = "dvc.lock"
 SUFFIX = ".dvc"
 
@@ -74,7 +76,7 @@ def read_outputs(data: bytes, name: str, where: str) -> list[Output]:
     try:
         _check_events(yaml.parse(data, loader), name, where)
         document = yaml.load(data, loader)  # noqa: S506 - both are safe
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except _NO_YAML as error:
         raise bad_index(where, name, f"no YAML ({type(error).__name__})") from error
     folder = posixpath.dirname(name)
     if not isinstance(document, dict):

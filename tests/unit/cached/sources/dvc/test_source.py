@@ -209,6 +209,7 @@ async def test_what_is_not_there(repository: DvcRepository, client: HttpClient) 
         "outs:\n- {path: m, md5: xx}",
         "{a: " * 400_000,
         "- " * 400_000,
+        *("!!timestamp x", "!!bool x", "!!float ''", "!!int x", "!!python/name:os.system ''"),
     ],
 )
 async def test_bad_indexes(index: str, repository: DvcRepository, client: HttpClient) -> None:
