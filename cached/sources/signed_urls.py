@@ -1,4 +1,4 @@
-"""The lifetime of a signed URL, from its own parameters.
+"""Signed URLs: their lifetime, from their own parameters, and the headers that a service gives with one.
 
 Law: pure. Knows S3 and Google Cloud Storage (`X-Amz-`/`X-Goog-Date` with `-Expires`), CloudFront and older S3
 (`Expires`, POSIX time) and Azure (`se`, ISO 8601).
@@ -6,8 +6,18 @@ Law: pure. Knows S3 and Google Cloud Storage (`X-Amz-`/`X-Goog-Date` with `-Expi
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from urllib.parse import parse_qsl, urlsplit
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
+
+
+def is_header(name: object, value: object) -> bool:
+    """Return whether a service's answer names a header that can be sent (RFC 9110, 5.1 and 5.5)."""
+    if not isinstance(name, str) or not isinstance(value, str) or not _HEADER_NAME.fullmatch(name):
+        return False
+    return value.isascii() and value.isprintable()
 
 
 def lifetime_s(url: str, now: float) -> float | None:

@@ -17,7 +17,7 @@ from typing import Any
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
 from cached.sources.git.access import credentials_for, explained_status, has_credentials
 from cached.sources.oauth import quoted, read_seconds
-from cached.sources.signed_urls import lifetime_s
+from cached.sources.signed_urls import is_header, lifetime_s
 from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.errors import is_retried, response_error
@@ -32,7 +32,6 @@ MAX_OBJECTS = 100  # of a request, as the specification has it
 _MAX_ANSWER_BYTES = 4 * 1024 * 1024
 _SECTION = re.compile(r"\s*\[\s*([^\]]*?)\s*\]")
 _MAX_HEADERS = 32
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,100}")
 _PUSH = "push the file to the LFS server again: `git lfs push --all`"
 
 
@@ -209,7 +208,7 @@ def _headers_in(given: Any, where: str) -> Headers:
     if not isinstance(given, dict) or len(given) > _MAX_HEADERS:
         raise _bad_answer(where, "headers that are no table of text")
     for name, value in given.items():
-        if not isinstance(value, str) or not _HEADER_NAME.fullmatch(name) or not value.isprintable():
+        if not is_header(name, value):
             raise _bad_answer(where, "a header that cannot be sent")
     return tuple(given.items())
 

@@ -29,7 +29,7 @@ from cached.sources.manifests import read_manifest, unfinished_publish
 from cached.sources.mlflow.registry import is_absent
 from cached.sources.mlflow.server import ARTIFACTS, MlflowServer, bad_answer
 from cached.sources.objects import bad_listing
-from cached.sources.signed_urls import lifetime_s
+from cached.sources.signed_urls import is_header, lifetime_s
 from cached.sources.stores import split_address
 from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
@@ -261,8 +261,8 @@ class ProxiedArtifacts:
         headers = document.get("headers") or {} if isinstance(document, dict) else None
         if not isinstance(url, str) or not isinstance(headers, dict):
             raise bad_answer(self.display, "a presigned address with its headers", type(document).__name__)
-        if not all(isinstance(value, str) for value in headers.values()):
-            raise bad_answer(self.display, "the headers of a presigned address as texts", "others")
+        if not all(is_header(name, value) for name, value in headers.items()):
+            raise bad_answer(self.display, "the headers of a presigned address", "some that cannot be sent")
         following = next_hop(Address.parse(asked), url)
         ends_in_s = lifetime_s(following.url, time.time())
         return HttpTarget(

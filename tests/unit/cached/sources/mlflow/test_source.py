@@ -315,6 +315,9 @@ async def test_presigned_addresses_are_read(fake: FakeMlflow, client: HttpClient
     assert isinstance(target, HttpTarget) and "/store/" in target.url and target.lifetime_s is not None
     assert 200 < target.lifetime_s <= 300 and target.if_match == file.validator
     documents: tuple[Any, ...] = ({"url": 7}, {"url": "ftp://host/x"}, [], {"url": fake.url, "headers": {"a": 1}})
+    documents += tuple(
+        {"url": fake.url, "headers": headers} for headers in ({"a b": "c"}, {"a": "b\r\nc: d"}, {"a": "\u0100"})
+    )
     for document in documents:
         fake.fault = partial(_as_presigned, document)
         with pytest.raises(HoldfastError):
