@@ -78,6 +78,7 @@ def test_the_error_of_one_object_is_told_with_its_file(
         {"objects": [{"oid": "OID", "actions": {"download": {"href": "HREF", "header": []}}}]},
         {"objects": [{"oid": "OID", "actions": {"download": {"href": "HREF", "header": {"A b": "c"}}}}]},
         {"objects": [{"oid": "OID", "actions": {"download": {"href": "HREF", "header": {"A": "b\r\nC: d"}}}}]},
+        {"objects": [{"oid": "OID", "actions": {"download": {"href": "HREF", "header": {"A": "\u0100"}}}}]},
         {"objects": [{"oid": "OID", "actions": {"download": {"href": "HREF"}}}], "transfer": "ssh"},
     ],
 )
