@@ -57,8 +57,8 @@ class SageMakerAddress:
             raise _refuse(f"expected the number of a version after {group}/, found {version[:100]!r}")
         given = _parameters(query)
         container = given.get("container")
-        if container is not None and not (container.isascii() and container.isdecimal()):
-            raise _refuse("container: expected a number from 0")
+        if container is not None and not (container.isascii() and container.isdecimal() and len(container) < 5):
+            raise _refuse("container: expected a number from 0 to 9999")
         return cls(
             location,
             group,
@@ -66,7 +66,7 @@ class SageMakerAddress:
             int(version) if slash else None,
             given.get("region", region),
             given.get("profile"),
-            None if container is None else int(container[:4]),
+            None if container is None else int(container),
         )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 from cached.contract.errors import Permanent
 from cached.sources.base import Opener
@@ -61,7 +61,7 @@ def _referral(container: dict[str, Any], address: SageMakerAddress) -> Referral:
         problem = f"{address.location}: the package's files are listed in a manifest of JumpStart, which is not read"
         raise Permanent("unknown_store", problem, "copy the model to a prefix of your own, and register that")
     web = _HTTPS.fullmatch(written)
-    plain = written if web is None else f"s3://{web[1]}/{web[2]}" if web[1] else f"s3://{web[2]}"
+    plain = written if web is None else unquote(f"s3://{web[1]}/{web[2]}" if web[1] else f"s3://{web[2]}")
     location = StoreRules(address.location).location(plain)
     if not location.startswith("s3://"):
         problem = f"{address.location}: expected model data in S3, found {display_url(location)[:200]}"

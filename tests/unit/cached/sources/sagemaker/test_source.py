@@ -125,6 +125,7 @@ async def test_the_newest_approved_version(group: Group, client: HttpClient) -> 
 async def test_forms_of_model_data(group: Group, client: HttpClient) -> None:
     """A prefix has its objects; an object, or a `model.tar.gz`, is the only file, if it still is the registered one."""
     group.prefix("m", {"a/w.bin": b"1", "model.tar.gz": b"archive"})
+    group.prefix("o", {"a b%.bin": b"2"})
     etag = group.s3.head_object(Bucket=group.bucket, Key="m/model.tar.gz")["ETag"]
     tar = f"s3://{group.bucket}/m/model.tar.gz"
     for container, paths in (
@@ -133,6 +134,7 @@ async def test_forms_of_model_data(group: Group, client: HttpClient) -> None:
         ({"ModelDataUrl": tar}, ["model.tar.gz"]),
         ({"ModelDataUrl": f"https://{group.bucket}.s3.us-east-1.amazonaws.com/m/a/w.bin"}, ["w.bin"]),
         ({"ModelDataUrl": f"https://s3.us-east-1.amazonaws.com/{group.bucket}/m/a/w.bin"}, ["w.bin"]),
+        ({"ModelDataUrl": f"https://{group.bucket}.s3.us-east-1.amazonaws.com/o/a%20b%25.bin"}, ["a b%.bin"]),
     ):
         group.add(container)
         listing = await resolve(f"sagemaker:{group.name}", client)
@@ -227,6 +229,7 @@ async def test_a_service_that_cannot_be_reached(
         "sagemaker:arn:aws:s3:::bucket",
         "sagemaker:group?key=sesame",
         "sagemaker:group?container=sesame",
+        "sagemaker:group?container=00001",
     ],
 )
 def test_locations_that_are_none(uri: str, client: HttpClient) -> None:
