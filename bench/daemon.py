@@ -21,7 +21,7 @@ from typing import Any
 
 from bench.measure import failed, stop, tail, wait_until
 from bench.origins import free_port
-from cached.commands.control_client import ControlClient
+from cached.commands.shared.control_client import ControlClient
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef

@@ -27,8 +27,8 @@ from bench.measure import drop_pages, failed
 from cached.contract.layout import PublicLayout, SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
 from cached.contract.status import timestamp
-from cached.contract.verified import VerifiedFile, VerifiedRecord
 
 _GIB = 1 << 30
 _MIB = 1 << 20

@@ -27,7 +27,7 @@ from bench.machine import append_section, require_space
 from bench.measure import Usage, cpu_seconds, peak_memory, run_program, stop, wait_until
 from bench.origins import loopback_environment, nginx
 from cached.contract.program.units import format_size
-from cached.contract.verify import hash_file
+from cached.contract.snapshot.verify import hash_file
 
 PULL, BEFORE, BARE = "holdfast pull", "before", "bare sum"
 PLAIN, DURABLE = "snapshot_download", "snapshot_download + sync + sha256"

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from bench.measure import failed, stop, tail, wait_until
 from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
-from cached.contract.verify import hash_file
+from cached.contract.snapshot.verify import hash_file
 
 BUCKET = "models"
 ACCESS_KEY, SECRET_KEY = "bench-access-key", "bench-secret-key"

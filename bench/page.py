@@ -28,7 +28,7 @@ from bench.machine import append_section
 from bench.measure import failed, resident_memory, run_seconds
 from bench.origins import loopback_environment
 from bench.restart import build
-from cached.commands.control_client import ControlClient
+from cached.commands.shared.control_client import ControlClient
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from tests.support.fake_api import FakeApi

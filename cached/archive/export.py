@@ -16,9 +16,8 @@ from collections.abc import Sequence
 
 from cached.archive.format import EXPORT_NAME, ExportRecord, compute_size, count_padding, make_end, make_header
 from cached.archive.output import STANDARD, Output, open_output
-from cached.commands.common import command_parser, get_public_tree, parse_reference, report_errors
-from cached.commands.tree import get_snapshot
-from cached.contract import lease
+from cached.commands.shared.common import command_parser, get_public_tree, parse_reference, report_errors
+from cached.commands.shared.tree import get_snapshot
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.layout import SnapshotLayout
 from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
@@ -26,7 +25,8 @@ from cached.contract.program.options import EXIT_DONE, EXIT_USAGE
 from cached.contract.program.progress import ByteProgress
 from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
-from cached.contract.verify import load_manifest
+from cached.contract.snapshot import lease
+from cached.contract.snapshot.verify import load_manifest
 
 _BUFFER_BYTES = 4 * 1024 * 1024
 

@@ -10,11 +10,11 @@ import json
 import tarfile
 from dataclasses import dataclass
 
+from cached.contract.archive.tar import BLOCK
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import MANIFEST_NAME, RESERVED, Manifest
 from cached.contract.reference import ModelRef
-from cached.contract.tar import BLOCK
 
 EXPORT_NAME = f"{RESERVED}/export.json"
 EXPORT_SCHEMA = "holdfast.dev/export/v1"

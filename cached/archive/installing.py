@@ -18,11 +18,11 @@ from pathlib import Path
 from cached.archive.output import STANDARD
 from cached.archive.reading import BUFFER_BYTES, Archive
 from cached.archive.unpacking import unpack
-from cached.commands.common import command_parser, get_layout, parse_digest, parse_reference, report_errors
-from cached.commands.control_client import ControlClient
+from cached.commands.shared.common import command_parser, get_layout, parse_digest, parse_reference, report_errors
+from cached.commands.shared.control_client import ControlClient
+from cached.contract.archive.import_stream import DONE, LineReader, send_line
 from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
-from cached.contract.import_stream import DONE, LineReader, send_line
 from cached.contract.layout import Layout
 from cached.contract.program.options import EXIT_DONE, EXIT_USAGE
 from cached.contract.program.progress import ByteProgress

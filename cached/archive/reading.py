@@ -13,9 +13,9 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from cached.archive.format import EXPORT_NAME, MAX_RECORD_BYTES, ExportRecord, bad_archive
+from cached.contract.archive.tar import Entry, EntryKind, read_entries
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, RESERVED, FileEntry, Manifest
-from cached.contract.tar import Entry, EntryKind, read_entries
 
 BUFFER_BYTES = 4 * 1024 * 1024
 _STANDARD_INPUT = 0

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from cached.commands.common import (
+from cached.commands.shared.common import (
     add_timeout_option,
     command_parser,
     format_table,
@@ -17,8 +17,8 @@ from cached.commands.common import (
     report_errors,
     run_within,
 )
-from cached.commands.control_client import ControlClient, GcReport
-from cached.commands.tree import seconds_since
+from cached.commands.shared.control_client import ControlClient, GcReport
+from cached.commands.shared.tree import seconds_since
 from cached.contract.program.options import EXIT_DONE
 from cached.contract.program.units import format_duration, format_size
 

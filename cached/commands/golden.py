@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cached.commands.common import print_json, report_errors
+from cached.commands.shared.common import print_json, report_errors
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.golden import Case, Environment, Golden, Tolerance, compare
 from cached.contract.program.options import EXIT_DONE, OptionParser, whole_number

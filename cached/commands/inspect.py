@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cached.commands.common import command_parser, format_table, get_public_tree, parse_reference, report_errors
-from cached.commands.tree import get_snapshot, read_model_status
+from cached.commands.shared.common import command_parser, format_table, get_public_tree, parse_reference, report_errors
+from cached.commands.shared.tree import get_snapshot, read_model_status
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.golden import GOLDEN_NAME, Golden
 from cached.contract.layout import PublicLayout, SnapshotLayout
@@ -23,10 +23,10 @@ from cached.contract.manifest import Manifest
 from cached.contract.program.options import EXIT_DONE
 from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.verified import VerifiedRecord
+from cached.contract.snapshot.verify import load_manifest
 from cached.contract.status import Verdict
 from cached.contract.trust import Trust
-from cached.contract.verified import VerifiedRecord
-from cached.contract.verify import load_manifest
 
 _PINNED = {None: "unknown", True: "yes", False: "no"}
 _TRUST = {

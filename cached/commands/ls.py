@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from cached.commands.common import (
+from cached.commands.shared.common import (
     command_parser,
     format_table,
     get_layout,
@@ -23,9 +23,9 @@ from cached.commands.common import (
     print_json,
     report_errors,
 )
-from cached.commands.control_client import ControlClient
-from cached.commands.style import paint_state
-from cached.commands.tree import (
+from cached.commands.shared.control_client import ControlClient
+from cached.commands.shared.style import paint_state
+from cached.commands.shared.tree import (
     HeldVersion,
     list_held_versions,
     list_leased,

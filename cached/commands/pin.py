@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from cached.commands.common import (
+from cached.commands.shared.common import (
     add_timeout_option,
     command_parser,
     get_layout,
@@ -18,7 +18,7 @@ from cached.commands.common import (
     report_errors,
     run_within,
 )
-from cached.commands.control_client import ControlClient
+from cached.commands.shared.control_client import ControlClient
 from cached.contract.program.options import EXIT_DONE
 
 

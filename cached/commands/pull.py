@@ -13,8 +13,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, TextIO
 
-from cached.commands import bars
-from cached.commands.common import (
+from cached.commands.shared import bars
+from cached.commands.shared.common import (
     command_parser,
     describe_status,
     get_layout,
@@ -25,8 +25,8 @@ from cached.commands.common import (
     report_errors,
     run_within,
 )
-from cached.commands.control_client import ControlClient, FetchFiles, PullAnswer
-from cached.commands.tree import find_held_version, read_daemon_status, read_model_status, seconds_since
+from cached.commands.shared.control_client import ControlClient, FetchFiles, PullAnswer
+from cached.commands.shared.tree import find_held_version, read_daemon_status, read_model_status, seconds_since
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout, PublicLayout
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED

@@ -1,7 +1,7 @@
 """Why a version is as it is on this node: one paragraph from the annotation to the bytes, and what to do.
 
-Law: pure. The facts are those of `cached/daemon/explain.py`, or what the status files say while the daemon is down; a
-sentence is said only of a fact that is there.
+Law: pure. The facts are those of `cached/daemon/api/explain.py`, or what the status files say while the daemon is down;
+a sentence is said only of a fact that is there.
 """
 
 from __future__ import annotations

@@ -13,9 +13,15 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from cached.commands import bars
-from cached.commands.common import command_parser, describe_progress, format_table, get_public_tree, report_errors
-from cached.commands.tree import list_model_statuses, read_daemon_status, read_disk_space, seconds_since
+from cached.commands.shared import bars
+from cached.commands.shared.common import (
+    command_parser,
+    describe_progress,
+    format_table,
+    get_public_tree,
+    report_errors,
+)
+from cached.commands.shared.tree import list_model_statuses, read_daemon_status, read_disk_space, seconds_since
 from cached.contract.layout import PublicLayout
 from cached.contract.program.options import EXIT_DONE
 from cached.contract.program.units import format_duration, format_size

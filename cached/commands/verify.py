@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from cached.commands.common import (
+from cached.commands.shared.common import (
     add_timeout_option,
     command_parser,
     get_layout,
@@ -24,16 +24,16 @@ from cached.commands.common import (
     print_json,
     report_errors,
 )
-from cached.commands.control_client import ControlClient
-from cached.commands.tree import get_snapshot, list_references
-from cached.contract import lease
+from cached.commands.shared.control_client import ControlClient
+from cached.commands.shared.tree import get_snapshot, list_references
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import PublicLayout, SnapshotLayout
 from cached.contract.manifest import Manifest
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
-from cached.contract.verify import check_full, load_manifest
+from cached.contract.snapshot import lease
+from cached.contract.snapshot.verify import check_full, load_manifest
 
 _GREETING_S = 5.0  # for the daemon to answer at all
 _MISMATCHES = ("digest_mismatch", "invalid_manifest")

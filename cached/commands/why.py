@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from cached.commands.common import (
+from cached.commands.reasons import Explanation, explain
+from cached.commands.shared.common import (
     add_timeout_option,
     command_parser,
     get_layout,
@@ -20,10 +21,9 @@ from cached.commands.common import (
     print_json,
     report_errors,
 )
-from cached.commands.control_client import ControlClient
-from cached.commands.reasons import Explanation, explain
-from cached.commands.style import paint, wrap
-from cached.commands.tree import (
+from cached.commands.shared.control_client import ControlClient
+from cached.commands.shared.style import paint, wrap
+from cached.commands.shared.tree import (
     find_held_version,
     list_leased,
     list_model_statuses,

@@ -17,10 +17,10 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.core.filters import choose_files
 from cached.core.listing import Listing, RemoteFile
+from cached.fetch.bodies.local_file import LocalBody
+from cached.fetch.bodies.stream_body import StreamBody
 from cached.fetch.download import Download
-from cached.fetch.local_file import LocalBody
-from cached.fetch.locator import Locator
-from cached.fetch.stream_body import StreamBody
+from cached.fetch.resolving.locator import Locator
 from cached.fetch.version import blob_spec
 from cached.fetch.workers import Workers, WorkerSettings
 from cached.sources.base import Source

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cached.contract.digest import Digest
 from cached.contract.layout import PublicLayout
-from cached.contract.lease import Lease, take_shared
+from cached.contract.snapshot.lease import Lease, take_shared
 from cached.store.disk import durable
 
 _log = logging.getLogger(__name__)

@@ -23,8 +23,8 @@ from cached.contract.layout import Layout
 from cached.contract.program.logs import about
 from cached.contract.program.units import format_duration, format_size
 from cached.contract.reference import ModelRef, ModelRequest
+from cached.contract.snapshot.verify import check_full, check_record, load_manifest
 from cached.contract.status import ModelStatus, State, StatusError
-from cached.contract.verify import check_full, check_record, load_manifest
 from cached.core.demand import PodWant
 from cached.csi.leases import Leases
 from cached.csi.mounts import Content, FoundVolume, Mounter

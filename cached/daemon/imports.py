@@ -17,9 +17,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
 
+from cached.contract.archive.import_stream import IMPORTED, LineReader, send_document, send_error
 from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
-from cached.contract.import_stream import IMPORTED, LineReader, send_document, send_error
 from cached.contract.layout import Layout
 from cached.contract.loadable.verdict import find_name_problems
 from cached.contract.manifest import MAX_MANIFEST_BYTES, Manifest
@@ -31,13 +31,13 @@ from cached.core.catalog import CatalogVersion
 from cached.core.demand import Priority, Want
 from cached.core.eviction import list_freed
 from cached.core.space import Ledger, NoSpace, Reservation
-from cached.daemon.catalog_file import CatalogFile
+from cached.daemon.catalog.catalog_file import CatalogFile
 from cached.daemon.metrics import DaemonMetrics
 from cached.daemon.reconciler import Reconciler
 from cached.fetch.attempt import AttemptResources
 from cached.fetch.downloads import DownloadSpace
 from cached.fetch.received import ReceivedBlobs, received_id
-from cached.fetch.selection import judge_blobs
+from cached.fetch.resolving.selection import judge_blobs
 from cached.fetch.small_attempt import SMALL_BYTES
 from cached.node.inventory import Inventory
 from cached.node.publisher import Publisher

@@ -31,18 +31,18 @@ from cached.contract.program.tracing import Tracer, open_tracer
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
 from cached.core.space import Ledger
-from cached.daemon.catalog_file import CatalogFile
+from cached.daemon.api.control_api import make_control_api
+from cached.daemon.api.explain import Explanations
+from cached.daemon.api.listeners import open_listeners
+from cached.daemon.api.read_api import make_read_api
+from cached.daemon.catalog.catalog_file import CatalogFile
+from cached.daemon.catalog.freshness import PeriodicResolve
 from cached.daemon.cold_starts import ColdStarts
 from cached.daemon.config import Config, parse_config
-from cached.daemon.control_api import make_control_api
-from cached.daemon.explain import Explanations
-from cached.daemon.freshness import PeriodicResolve
 from cached.daemon.http.server import MOST_CONNECTIONS
 from cached.daemon.imports import Imports
-from cached.daemon.listeners import open_listeners
 from cached.daemon.metrics import DaemonMetrics
 from cached.daemon.pool import open_pool
-from cached.daemon.read_api import make_read_api
 from cached.daemon.reconciler import Reconciler
 from cached.daemon.service import DaemonService
 from cached.fetch.downloads import Downloads

@@ -31,7 +31,7 @@ from cached.contract.status import ModelStatus, State
 from cached.core.demand import count_waiting, count_waiting_by_version
 from cached.core.eviction import HeldBytes, split_held
 from cached.core.space import SpaceUse
-from cached.daemon.catalog_file import CatalogInForce
+from cached.daemon.catalog.catalog_file import CatalogInForce
 from cached.fetch.workers import Workers
 from cached.node.cluster import Cluster
 from cached.node.inventory import Inventory

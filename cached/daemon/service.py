@@ -18,7 +18,7 @@ from cached.contract.status import ModelStatus, State, StatusError, timestamp
 from cached.core.eviction import InventoryEntry, list_freed
 from cached.core.space import Ledger, SpaceUse
 from cached.core.versions.record import Pull
-from cached.daemon.catalog_file import CatalogFile
+from cached.daemon.catalog.catalog_file import CatalogFile
 from cached.daemon.metrics import DaemonMetrics, NodeFigures, VersionFigures
 from cached.daemon.reconciler import Reconciler
 from cached.fetch.version import VersionFetches

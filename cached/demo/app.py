@@ -18,9 +18,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cached.commands.common import print_error
-from cached.commands.control_client import ControlClient
-from cached.commands.tree import find_held_version
+from cached.commands.shared.common import print_error
+from cached.commands.shared.control_client import ControlClient
+from cached.commands.shared.tree import find_held_version
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import Layout
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED, OptionParser, whole_number

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cached.commands.tree import list_held_versions
+from cached.commands.shared.tree import list_held_versions
 from cached.contract.annotations import CSI_LABEL, LABEL_PREFIX, weights_label
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout

@@ -17,8 +17,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 
-from cached.commands.common import command_parser, get_layout, parse_seconds
-from cached.commands.style import paint
+from cached.commands.shared.common import command_parser, get_layout, parse_seconds
+from cached.commands.shared.style import paint
 from cached.contract.layout import Layout
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from cached.core.catalog import EMPTY_CATALOG, Catalog

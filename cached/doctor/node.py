@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from cached.commands.control_client import ControlClient
-from cached.commands.tree import read_daemon_status
+from cached.commands.shared.control_client import ControlClient
+from cached.commands.shared.tree import read_daemon_status
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import Layout
 from cached.contract.program.units import format_duration, format_size

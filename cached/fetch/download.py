@@ -18,12 +18,12 @@ from typing import Protocol, TypeGuard
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.program import limits
 from cached.core.retries import MAX_BAD_RESPONSES, backoff_s, hopeless
-from cached.fetch.addresses import Addresses
 from cached.fetch.at_work import AtWork
 from cached.fetch.attempt import Attempt, AttemptResources, BlobSpec, NoRanges, Segment, Verified
-from cached.fetch.local_file import LocalBody
+from cached.fetch.bodies.local_file import LocalBody
+from cached.fetch.bodies.stream_body import StreamBody
+from cached.fetch.resolving.addresses import Addresses
 from cached.fetch.small_attempt import SmallAttempt, is_small
-from cached.fetch.stream_body import StreamBody
 from cached.fetch.supply import Assignment, OriginSupply, PeerPiece, Receipt, Supply, SupplyMaker
 from cached.store.disk.durable import disk_error
 from cached.store.ingest import ALIGNMENT, allocated_bytes

@@ -10,9 +10,9 @@ import hashlib
 import threading
 from collections.abc import Callable, Mapping
 
+from cached.contract.archive.import_stream import DONE, LineReader
 from cached.contract.digest import is_hex
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent
-from cached.contract.import_stream import DONE, LineReader
 from cached.contract.layout import ingest_id
 from cached.fetch.attempt import AttemptResources, Verified
 from cached.fetch.downloads import DownloadSpace

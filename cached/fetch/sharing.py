@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.fetch.attempt import BlobSpec
-from cached.fetch.local_file import LocalBody
+from cached.fetch.bodies.local_file import LocalBody
 from cached.fetch.small_attempt import is_small
 from cached.store.ingest import Ingest
 from cached.transport.target import LocalTarget

@@ -33,10 +33,10 @@ from cached.core.versions.record import PinMismatch
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download, DownloadMetrics
 from cached.fetch.downloads import Downloads, DownloadSpace
-from cached.fetch.locator import Locator
 from cached.fetch.pool.node import PoolNode
 from cached.fetch.pool.version import VersionPool
-from cached.fetch.selection import (
+from cached.fetch.resolving.locator import Locator
+from cached.fetch.resolving.selection import (
     blob_reader,
     check_trust,
     choose_earlier,

@@ -17,12 +17,12 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from cached.contract import lease
 from cached.contract.digest import Digest
 from cached.contract.errors import InvalidReference
 from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot import lease
 from cached.contract.status import encode
 from cached.core.catalog import Catalog
 from cached.core.demand import find_used, is_kept

@@ -17,7 +17,7 @@ from cached.contract.golden import GOLDEN_NAME
 from cached.contract.loadable.findings import Finding
 from cached.contract.manifest import MANIFEST_NAME, RESERVED, FileEntry, Manifest
 from cached.contract.program.units import format_size
-from cached.contract.verify import hash_file
+from cached.contract.snapshot.verify import hash_file
 from cached.core.filters import Rules, select_files
 from cached.core.listing import Listing, RemoteFile, check_names
 from cached.core.selection.clutter import is_clutter, root_of_clutter

@@ -21,7 +21,7 @@ from cached.contract.errors import Permanent, Transient
 from cached.contract.layout import TEMPORARY_PREFIX
 from cached.contract.manifest import MANIFEST_NAME, PUBLISHING_NAME, RESERVED, FileEntry
 from cached.contract.program import limits
-from cached.contract.verify import hash_file
+from cached.contract.snapshot.verify import hash_file
 from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
 from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher, describe_publisher
 from cached.publish.reading import CheckedReader, wrong_bytes

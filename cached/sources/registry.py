@@ -12,8 +12,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from cached.contract.archive.import_stream import IMPORT_KIND, IMPORTED
 from cached.contract.errors import Permanent
-from cached.contract.import_stream import IMPORT_KIND, IMPORTED
 from cached.sources.base import Opener, Source
 
 if TYPE_CHECKING:

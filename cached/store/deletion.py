@@ -15,9 +15,9 @@ from pathlib import Path
 
 from cached.contract.digest import Digest
 from cached.contract.layout import TEMPORARY_PREFIX, Layout
-from cached.contract.lease import take_exclusive
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.lease import take_exclusive
 from cached.core.space import Ledger
 from cached.store import blobs, fetched, ingest, snapshots
 from cached.store.claims import Claims

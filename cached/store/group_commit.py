@@ -18,7 +18,7 @@ from pathlib import Path
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout
 from cached.contract.program import limits
-from cached.contract.verify import hash_file
+from cached.contract.snapshot.verify import hash_file
 from cached.store import blobs
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk import durable

@@ -22,8 +22,8 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.program import limits
 from cached.contract.reference import ModelRef
-from cached.contract.verified import VerifiedFile, VerifiedRecord
-from cached.contract.verify import hash_file
+from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
+from cached.contract.snapshot.verify import hash_file
 from cached.store import blobs, snapshots
 from cached.store.disk import durable, verity
 

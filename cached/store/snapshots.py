@@ -19,8 +19,8 @@ from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import TEMPORARY_PREFIX, Layout, SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
 from cached.contract.status import timestamp
-from cached.contract.verified import VerifiedFile, VerifiedRecord
 from cached.store.disk import durable, verity
 
 building = threading.Lock()  # two names with the same content may be published at the same moment

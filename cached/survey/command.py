@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cached.commands.common import format_table, parse_seconds, print_error, print_json
-from cached.commands.tree import list_held_versions, read_disk_space
+from cached.commands.shared.common import format_table, parse_seconds, print_error, print_json
+from cached.commands.shared.tree import list_held_versions, read_disk_space
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.layout import DEFAULT_ROOT, PublicLayout
 from cached.contract.loadable.findings import is_loadable
@@ -30,7 +30,7 @@ from cached.core.demand import unknown_model
 from cached.core.filters import Rules, select_files
 from cached.core.listing import Listing, RemoteFile, format_path
 from cached.core.selection.presets import DEFAULT, NO_INDEXES, PRESETS, parse_preset
-from cached.fetch.selection import VersionFiles, choose_version
+from cached.fetch.resolving.selection import VersionFiles, choose_version
 from cached.sources.base import Source
 from cached.sources.registry import open_source
 from cached.transport.client import HttpClient

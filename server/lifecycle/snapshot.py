@@ -14,10 +14,10 @@ from pathlib import Path
 from cached.contract.digest import Digest, is_hex
 from cached.contract.errors import DigestMismatch, InvalidReference, Permanent
 from cached.contract.layout import SnapshotLayout
-from cached.contract.lease import Lease, take_shared
 from cached.contract.manifest import Manifest
 from cached.contract.reference import check_version, name_from_path_segment
-from cached.contract.verify import check_record, load_manifest, load_volume_manifest
+from cached.contract.snapshot.lease import Lease, take_shared
+from cached.contract.snapshot.verify import check_record, load_manifest, load_volume_manifest
 
 _LOG = logging.getLogger(__name__)
 _LEASE_WAIT_S = 10.0  # an eviction holds the lease for moments; then the symlink leads elsewhere, or is gone

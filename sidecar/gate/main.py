@@ -19,8 +19,8 @@ from cached.contract.layout import SnapshotLayout
 from cached.contract.program.options import LOG_JSON, find_log_format
 from cached.contract.program.units import format_duration, format_size
 from cached.contract.reference import ModelRequest
+from cached.contract.snapshot.verify import check_full, check_record, load_manifest
 from cached.contract.status import ModelStatus, State
-from cached.contract.verify import check_full, check_record, load_manifest
 from sidecar.gate import daemon_status, exit_codes
 from sidecar.gate.probe import GateReadiness, Probe
 from sidecar.gate.progress import (

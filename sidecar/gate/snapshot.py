@@ -17,9 +17,9 @@ from pathlib import Path
 from cached.contract.digest import is_hex
 from cached.contract.errors import Permanent
 from cached.contract.layout import PublicLayout, SnapshotLayout
-from cached.contract.lease import Lease, take_shared
 from cached.contract.program import limits
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.lease import Lease, take_shared
 
 
 class InvalidLink(Permanent):

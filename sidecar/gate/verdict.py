@@ -12,10 +12,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cached.contract.doubt import Doubt
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import PublicLayout, SnapshotLayout
 from cached.contract.reference import ModelRequest
+from cached.contract.snapshot.doubt import Doubt
 from cached.contract.status import DaemonStatus, ModelStatus, State
 from sidecar.gate.daemon_status import read_status
 from sidecar.gate.exit_codes import Confirmed

@@ -23,7 +23,7 @@ from typing import IO, Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from cached.commands.control_client import ControlClient
+from cached.commands.shared.control_client import ControlClient
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest

@@ -16,8 +16,8 @@ from cached.contract.digest import Digest
 from cached.contract.layout import TEMPORARY_PREFIX, PublicLayout, SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
 from cached.contract.status import DaemonStatus, ModelStatus, State, StatusError, encode, timestamp
-from cached.contract.verified import VerifiedFile, VerifiedRecord
 
 
 def make_public(path: Path) -> PublicLayout:

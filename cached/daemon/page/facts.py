@@ -19,7 +19,7 @@ from cached.contract.reference import ModelRef
 from cached.contract.status import DaemonStatus, ModelStatus, timestamp
 from cached.core.demand import PodWant, count_waiting
 from cached.core.space import Ledger, SpaceUse
-from cached.daemon.catalog_file import CatalogFile
+from cached.daemon.catalog.catalog_file import CatalogFile
 from cached.daemon.page.sizes import SnapshotSize, SnapshotSizes
 from cached.daemon.reconciler import Reconciler
 from cached.node.cluster import Cluster

@@ -15,6 +15,7 @@ import zlib
 from collections.abc import AsyncGenerator
 from urllib.parse import parse_qs
 
+from cached.daemon.api.read_api import RenderedPage
 from cached.daemon.http.messages import TEXT, Answer, Request, Response, Stream, accepts_gzip
 from cached.daemon.page import sections
 from cached.daemon.page.disk import render_disk
@@ -22,7 +23,6 @@ from cached.daemon.page.document import ASSETS, EVENT_HEADERS, PAGE_HEADERS, ren
 from cached.daemon.page.facts import Facts, FactsSource
 from cached.daemon.page.rows import VersionRows
 from cached.daemon.page.state import Content, PageState
-from cached.daemon.read_api import RenderedPage
 
 MOST_READERS = 32  # streams at once; a browser that gets 503 asks again every 5 s
 _TICK_S = 1.0

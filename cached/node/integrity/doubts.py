@@ -18,11 +18,11 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from cached.contract import doubt
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
-from cached.contract.verify import check_record, load_manifest
+from cached.contract.snapshot import doubt
+from cached.contract.snapshot.verify import check_record, load_manifest
 from cached.node.integrity.recheck import RecheckResult
 from cached.node.inventory import Inventory
 from cached.node.log_once import LogOnce

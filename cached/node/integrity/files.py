@@ -21,8 +21,8 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout, SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
+from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
 from cached.contract.status import timestamp
-from cached.contract.verified import VerifiedFile, VerifiedRecord
 from cached.store import snapshots
 from cached.store.disk import durable, verity
 from cached.store.disk.verity import Sealing

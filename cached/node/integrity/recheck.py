@@ -24,9 +24,9 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.program.thread_pool import start_pool
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.verified import VerifiedFile
+from cached.contract.snapshot.verify import check_record
 from cached.contract.status import State
-from cached.contract.verified import VerifiedFile
-from cached.contract.verify import check_record
 from cached.node.integrity import files
 from cached.node.integrity.files import Apart, Finding
 from cached.node.integrity.repairs import Repairs, repair

@@ -29,8 +29,8 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest
 from cached.contract.program.thread_pool import start_pool
 from cached.contract.program.units import format_duration
+from cached.contract.snapshot.verified import VerifiedFile
 from cached.contract.status import parse_timestamp
-from cached.contract.verified import VerifiedFile
 from cached.node.integrity import files
 from cached.node.integrity.files import Apart, Finding
 from cached.node.integrity.repairs import Repairs, repair

@@ -22,9 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from cached.contract.archive.tar import BLOCK
 from cached.contract.digest import Digest
 from cached.contract.manifest import FileEntry
-from cached.contract.tar import BLOCK
 from cached.publish.destination import PART_BYTES, Upload
 from cached.publish.reading import CheckedReader
 from cached.sources.local.tree import file_error

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from cached.contract.archive.tar import Entry, EntryKind
 from cached.contract.errors import HoldfastError, Permanent
-from cached.contract.tar import Entry, EntryKind
 from cached.core.listing import format_path
 
 MODELS = "models/"  # where KServe's modelcars have a model's files

@@ -13,10 +13,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+from cached.contract.archive.tar import Entry, read_entries
 from cached.contract.errors import InvalidManifest, Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest
 from cached.contract.program.thread_pool import start_pool
-from cached.contract.tar import Entry, read_entries
 from cached.core.listing import Listing, RemoteFile, is_reserved
 from cached.sources.base import identity_of
 from cached.sources.manifests import read_manifest

@@ -12,8 +12,8 @@ import threading
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
+from cached.contract.archive.tar import Entry, EntryKind, bad_tar, read_entries
 from cached.contract.errors import DigestMismatch, Permanent
-from cached.contract.tar import Entry, EntryKind, bad_tar, read_entries
 from cached.sources.oci.compressed import BlobStream, Inflating, Mark, inflate
 from cached.sources.oci.manifest import Descriptor
 from cached.sources.oci.registry import Registry

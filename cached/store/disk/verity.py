@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cached.contract.errors import Permanent
 from cached.contract.layout import Layout
-from cached.contract.verify import NoSeal, measure_seal
+from cached.contract.snapshot.verify import NoSeal, measure_seal
 from cached.store.disk import durable
 from cached.store.disk.root import mount_of
 

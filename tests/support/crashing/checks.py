@@ -15,8 +15,8 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout, SnapshotLayout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.verified import VerifiedRecord
 from cached.contract.status import ModelStatus
-from cached.contract.verified import VerifiedRecord
 from tests.support.crashing.places import place
 from tests.support.daemon import DaemonProcess
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cached.contract.verified import VerifiedFile, VerifiedRecord
+from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
 
 Variant = Literal["strict", "renamed", "mixed"]
 _open, _write = os.open, os.write

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from cached.contract.layout import SnapshotLayout
-from cached.contract.lease import is_held
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.lease import is_held
 from cached.csi.proto import registration_pb2 as registration
 from tests.support.bitrot import flip
 from tests.support.daemon import daemon_process, model

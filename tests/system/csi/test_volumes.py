@@ -38,7 +38,7 @@ import sys
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import SnapshotLayout
-from cached.contract.lease import is_held
+from cached.contract.snapshot.lease import is_held
 from server.lifecycle.snapshot import hold_verified
 from pathlib import Path
 try:

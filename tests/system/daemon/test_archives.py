@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from cached.archive import export, installing
+from cached.contract.archive.import_stream import LineReader, send_line
 from cached.contract.errors import HoldfastError
-from cached.contract.import_stream import LineReader, send_line
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from tests.support.daemon import DaemonProcess, prefetched, publish_files

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cached.commands.control_client import PullAnswer
+from cached.commands.shared.control_client import PullAnswer
 from cached.contract.reference import ModelRef
 from tests.support.daemon import DaemonProcess, model, prefetched, publish_files, write_files
 from tests.support.nginx import nginx

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 
-from cached.contract import lease
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot import lease
 from tests.support.daemon import DaemonProcess
 from tests.system.disk.conftest import MIB, Place, Start, check_public, error_of, told
 

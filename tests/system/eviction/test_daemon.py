@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from cached.contract import lease
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot import lease
 from tests.support.daemon import REPOSITORY, DaemonProcess, daemon_process, prefetched, publish_files
 from tests.support.http_server import serve_http
 from tests.support.joined import Joined, Noted, joined, label, ref

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cached.contract import lease
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot import lease
 from tests.support.daemon import DaemonProcess, daemon_process, model, prefetched, publish_files, write_files
 
 MIB = 1024 * 1024

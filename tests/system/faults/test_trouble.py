@@ -8,8 +8,8 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from cached.contract import lease
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot import lease
 from cached.contract.status import parse_timestamp
 from tests.support.daemon import DaemonProcess, model, prefetched, publish_files, write_files
 from tests.support.origin import HostileOrigin

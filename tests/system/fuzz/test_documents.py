@@ -21,8 +21,8 @@ from cached.contract.layout import PublicLayout
 from cached.contract.manifest import Manifest
 from cached.contract.program import options, units
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.verified import VerifiedRecord
 from cached.contract.status import DaemonStatus, ModelStatus
-from cached.contract.verified import VerifiedRecord
 from cached.core.catalog import EMPTY_CATALOG, parse_catalog
 from cached.sources.huggingface.address import HubAddress
 from cached.sources.s3.address import S3Address

@@ -15,8 +15,8 @@ import pytest
 from cached.commands import status
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
 from cached.contract.status import parse_timestamp, timestamp
-from cached.contract.verified import VerifiedFile, VerifiedRecord
 from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
 from sidecar.gate.daemon_status import Heartbeat

@@ -18,11 +18,11 @@ import pytest
 
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
-from cached.daemon import listeners
+from cached.daemon.api import listeners
+from cached.daemon.api.read_api import RenderedPage
 from cached.daemon.http import connection
 from cached.daemon.http.messages import Request, Response, make_router
 from cached.daemon.http.server import MOST_CONNECTIONS
-from cached.daemon.read_api import RenderedPage
 from cached.node.threads import Blocking
 from cached.store import recovery
 from tests.support.daemon import DaemonProcess, prefetched, publish_files

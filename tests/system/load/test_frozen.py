@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from cached.commands.control_client import ControlClient
+from cached.commands.shared.control_client import ControlClient
 from cached.contract.errors import Permanent, Transient
 from cached.contract.reference import ModelRef
 from tests.support.daemon import DaemonProcess, model, publish_files

@@ -13,8 +13,8 @@ from typing import IO
 
 import pytest
 
-from cached.contract import lease
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot import lease
 from cached.fetch.small_attempt import SMALL_BYTES
 from tests.support.daemon import (
     REPOSITORY,

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from cached.contract import lease
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import TEMPORARY_PREFIX
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot import lease
 from tests.support.daemon import DaemonProcess, model, prefetched, publish_files
 from tests.support.gates import REPOSITORY, Gates, wait_for
 from tests.support.injectors import Injectors

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cached.contract.doubt import Doubt
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.doubt import Doubt
 from tests.support.bitrot import flip
 from tests.support.daemon import DaemonProcess, daemon_process, prefetched, publish_files
 from tests.support.gates import Gates

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cached.contract import lease
 from cached.contract.reference import ModelRef
-from cached.contract.verified import VerifiedRecord
+from cached.contract.snapshot import lease
+from cached.contract.snapshot.verified import VerifiedRecord
 from tests.support.bitrot import flip
 from tests.support.daemon import DaemonProcess, daemon_process, model, prefetched, publish_files, write_files
 

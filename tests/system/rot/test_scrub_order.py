@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.reference import ModelRef
-from cached.contract.verified import VerifiedRecord
+from cached.contract.snapshot.verified import VerifiedRecord
 from tests.support.daemon import DaemonProcess, prefetched, write_files
 
 V1, OTHER = ModelRef("tiny", "v1"), ModelRef("other", "v1")

@@ -11,7 +11,7 @@ import pytest
 from cached.contract.digest import Digest
 from cached.contract.layout import PublicLayout
 from cached.contract.manifest import FileEntry, Manifest
-from cached.contract.verified import VerifiedFile, VerifiedRecord
+from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
 from tests.support.gates import FILES, REF, Gates
 from tests.support.snapshots import link_model, make_public, make_snapshot
 

@@ -16,8 +16,8 @@ from cached.contract.errors import DigestMismatch
 from cached.contract.layout import Layout, PublicLayout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
-from cached.contract.verified import VerifiedRecord
-from cached.contract.verify import check_full, check_record
+from cached.contract.snapshot.verified import VerifiedRecord
+from cached.contract.snapshot.verify import check_full, check_record
 from cached.fetch.workers import WorkerSettings
 from cached.store import blobs, recovery, snapshots
 from cached.store.disk import verity

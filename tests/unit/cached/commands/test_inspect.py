@@ -11,7 +11,7 @@ from cached.commands import inspect
 from cached.contract.golden import GOLDEN_NAME, Case, Environment, Golden, Tolerance
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
-from cached.contract.verified import VerifiedFile, VerifiedRecord
+from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
 from tests.unit.cached.commands.conftest import publish
 
 REF = ModelRef("acme/llama", "v3")

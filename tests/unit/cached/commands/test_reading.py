@@ -14,10 +14,10 @@ from types import ModuleType
 import pytest
 
 from cached.commands import ls, status, verify
-from cached.contract import lease
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot import lease
 from cached.contract.status import State, StatusError, parse_timestamp
 from tests.support.control import ControlServer, model_status, write_heartbeat, write_status
 from tests.unit.cached.commands.conftest import publish

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import HoldfastError
-from cached.fetch.addresses import Addresses
 from cached.fetch.attempt import SEGMENT_BYTES
+from cached.fetch.resolving.addresses import Addresses
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.target import HttpTarget, Target
 from tests.support.fetching import DEADLINE_S, MIB, Engine, check_committed, noise, open_engine, spec_of

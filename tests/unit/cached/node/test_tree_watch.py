@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cached.contract import lease
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot import lease
 from cached.node import inotify
 from cached.node.tree_watch import Changes, Followed, TreeWatch
 from cached.store import recovery, snapshots

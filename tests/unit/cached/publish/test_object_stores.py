@@ -15,7 +15,7 @@ import pytest
 from cached.conformance.cases import digest_of
 from cached.contract.errors import Permanent, Transient
 from cached.contract.manifest import FileEntry
-from cached.contract.verify import hash_file
+from cached.contract.snapshot.verify import hash_file
 from cached.publish import requests
 from cached.publish.azure.destination import AzureDestination
 from cached.publish.destination import PART_BYTES, Destination, Upload

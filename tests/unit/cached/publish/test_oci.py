@@ -25,7 +25,7 @@ from cached.conformance.pulling import puller_in
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import FileEntry, Manifest
-from cached.contract.verify import hash_file
+from cached.contract.snapshot.verify import hash_file
 from cached.publish.content import Content
 from cached.publish.destination import PART_BYTES, Upload
 from cached.publish.oci.destination import OciDestination

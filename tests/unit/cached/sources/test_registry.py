@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
+from cached.contract.archive.import_stream import IMPORTED
 from cached.contract.errors import Permanent
-from cached.contract.import_stream import IMPORTED
 from cached.sources.registry import find_kind, open_source
 from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings

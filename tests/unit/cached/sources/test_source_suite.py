@@ -18,7 +18,7 @@ import pytest
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.core.listing import Listing, RemoteFile
-from cached.fetch.local_file import LocalBody
+from cached.fetch.bodies.local_file import LocalBody
 from cached.sources.base import Finding, Revalidating, Source
 from cached.sources.registry import open_source
 from cached.transport.client import HttpClient

@@ -10,8 +10,8 @@ import pytest
 
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
-from cached.contract.lease import take_shared
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.lease import take_shared
 from cached.store import blobs, deletion, recovery, repair, snapshots
 from cached.store.claims import Claims
 from cached.store.ingest import Ingest, IngestKey, allocated_bytes

@@ -14,9 +14,9 @@ import pytest
 from cached.contract.digest import Digest
 from cached.contract.errors import Transient
 from cached.contract.layout import Layout
-from cached.contract.lease import take_shared
 from cached.contract.reference import ModelRef
-from cached.contract.verified import VerifiedFile, VerifiedRecord
+from cached.contract.snapshot.lease import take_shared
+from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
 from cached.store import blobs, snapshots
 from tests.support.filling import VERIFIED_AT, add_blob, manifest_of, publish, tree
 

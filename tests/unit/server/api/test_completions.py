@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from cached.contract.lease import is_held
+from cached.contract.snapshot.lease import is_held
 from server.engine.generation.generator import TextGenerator
 from tests.support.generating import Watched, limits
 from tests.support.serving import Published, ServerProcess, eventually

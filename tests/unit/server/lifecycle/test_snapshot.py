@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import Permanent
-from cached.contract.lease import is_held, take_exclusive
+from cached.contract.snapshot.lease import is_held, take_exclusive
 from server.lifecycle.snapshot import hold, names
 from tests.support.serving import publish
 

@@ -13,8 +13,8 @@ import openai
 import pytest
 
 from cached.contract.layout import PublicLayout
-from cached.contract.lease import is_held
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.lease import is_held
 from cached.contract.status import State
 from tests.support.lora import llama_adapter
 from tests.support.serving import ServerProcess, eventually, running

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from cached.contract.errors import Permanent
 from cached.contract.layout import SnapshotLayout
-from cached.contract.lease import is_held
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.lease import is_held
 from server import load_file as load_folder
 from server.weights.settings import Io, LoaderSettings
 from tests.support import folders

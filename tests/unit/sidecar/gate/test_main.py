@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cached.contract import lease
 from cached.contract.digest import Digest
 from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot import lease
 from cached.contract.status import State, StatusError
 from tests.support.gates import FILES, REF, Gates, wait_for
 from tests.support.snapshots import link_model, make_snapshot, write_status

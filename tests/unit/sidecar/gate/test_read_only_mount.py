@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cached.contract import doubt, lease
 from cached.contract.layout import PublicLayout
+from cached.contract.snapshot import doubt, lease
 from tests.support.gates import FILES, REF, Gates
 from tests.support.snapshots import link_model, make_snapshot, write_heartbeat
 

@@ -6,10 +6,10 @@ import os
 
 import pytest
 
-from cached.contract import doubt
 from cached.contract.errors import DigestMismatch
 from cached.contract.layout import PublicLayout, SnapshotLayout
 from cached.contract.reference import ModelRequest
+from cached.contract.snapshot import doubt
 from cached.contract.status import State
 from sidecar.gate.exit_codes import MISMATCH, Confirmed, code_of
 from sidecar.gate.verdict import BEAT_S, MOST_DOUBTS, SIGN_S, Doubts

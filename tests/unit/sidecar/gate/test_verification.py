@@ -11,7 +11,7 @@ import pytest
 
 from cached.contract.digest import Digest
 from cached.contract.layout import PublicLayout, SnapshotLayout
-from cached.contract.verified import VerifiedRecord
+from cached.contract.snapshot.verified import VerifiedRecord
 from tests.support.gates import FILES, REF, Gates
 from tests.support.snapshots import link_model, make_hollow_snapshot, make_snapshot
 

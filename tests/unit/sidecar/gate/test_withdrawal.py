@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.layout import PublicLayout
-from cached.contract.verified import VerifiedRecord
+from cached.contract.snapshot.verified import VerifiedRecord
 from tests.support.gates import FILES, REF, Gates
 from tests.support.mounts import mounted_tmpfs
 from tests.support.snapshots import link_model, make_hollow_snapshot, make_public, make_snapshot

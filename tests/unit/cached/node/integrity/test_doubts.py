@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from cached.contract.digest import Digest
-from cached.contract.doubt import Doubt
 from cached.contract.errors import Transient
 from cached.contract.layout import Layout
+from cached.contract.snapshot.doubt import Doubt
 from cached.node.integrity.doubts import ClaimPace, Doubts
 from cached.node.integrity.recheck import RecheckResult
 from cached.node.inventory import Inventory

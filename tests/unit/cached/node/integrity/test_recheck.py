@@ -14,8 +14,8 @@ from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.verified import VerifiedRecord
 from cached.contract.status import State
-from cached.contract.verified import VerifiedRecord
 from cached.node.integrity.recheck import Recheck
 from cached.node.inventory import Inventory
 from cached.node.status_files import StatusFiles

@@ -18,8 +18,8 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout, SnapshotLayout
 from cached.contract.loadable.findings import Finding
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.verified import VerifiedRecord
 from cached.contract.status import NO_VERDICT, ModelStatus, State, Verdict, encode
-from cached.contract.verified import VerifiedRecord
 from cached.store import blobs, fetched, kept, recovery, snapshots
 from cached.store.digest_journal import DigestJournal
 from cached.store.fetched import FetchRecord

@@ -18,7 +18,7 @@ from pathlib import Path
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program import limits
 from cached.core.catalog import EMPTY_CATALOG, Catalog, Rejection, parse_catalog
-from cached.daemon.file_watch import watch_file
+from cached.daemon.catalog.file_watch import watch_file
 
 _log = logging.getLogger("holdfast")
 

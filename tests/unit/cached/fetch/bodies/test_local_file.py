@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import HoldfastError
-from cached.fetch.local_file import LocalBody
+from cached.fetch.bodies.local_file import LocalBody
 from cached.transport.target import LocalTarget, local_validator
 
 DATA = bytes(range(256)) * 40

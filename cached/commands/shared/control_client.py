@@ -17,9 +17,9 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+from cached.contract.archive.import_stream import PROTOCOL
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent, Transient
-from cached.contract.import_stream import PROTOCOL
 from cached.contract.layout import Layout
 from cached.contract.program.options import DEADLINE_HEADER
 from cached.contract.reference import ModelRef

@@ -100,7 +100,7 @@ def test_a_pull_has_a_bar_for_itself_and_for_each_file(
     and the cursor is back."""
     control.answers["POST /v1/pull"] = 200, {"pull": "", "state": "fetching", "digest": None, "error": None}
     control.answers["POST /v1/files"] = 200, FILES
-    monkeypatch.chdir(Path(__file__).parents[4])
+    monkeypatch.chdir(Path(__file__).parents[5])
     terminal = Terminal("pull", REF, "--root", fetching.root)
     shown = terminal.wait_for(lambda text: "1 file here" in text)
     assert "fetching  25 % of 8.0 KiB, 9s left" in shown
@@ -120,7 +120,7 @@ def test_a_pull_that_is_interrupted_gives_the_cursor_back(
     """Ctrl-C ends the bars, says that the daemon goes on, and leaves the terminal as it was."""
     control.answers["POST /v1/pull"] = 200, {"pull": "", "state": "fetching", "digest": None, "error": None}
     control.answers["POST /v1/files"] = 404, {"error": {"code": "x", "message": "an older daemon"}}
-    monkeypatch.chdir(Path(__file__).parents[4])
+    monkeypatch.chdir(Path(__file__).parents[5])
     terminal = Terminal("pull", REF, "--root", fetching.root)
     terminal.wait_for(lambda text: "25 %" in text)
     assert terminal.end(signal.SIGINT) == 1
@@ -132,7 +132,7 @@ def test_a_pull_that_is_interrupted_gives_the_cursor_back(
 def test_status_watch_fits_the_terminal(fetching: Layout, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The live view has a bar for what moves and errors with their remedies, in lines that fit; what is shown last
     stays after Ctrl-C, which is its end."""
-    monkeypatch.chdir(Path(__file__).parents[4])
+    monkeypatch.chdir(Path(__file__).parents[5])
     terminal = Terminal("status", "--watch", "--root", fetching.root, columns=columns)
     shown = terminal.wait_for(lambda text: "what to do: add minilm" in text)
     assert "━" in shown
@@ -144,7 +144,7 @@ def test_status_watch_fits_the_terminal(fetching: Layout, columns: int, monkeypa
 
 def test_no_color_means_none(fetching: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
     """With NO_COLOR no command writes a colour, on a terminal too."""
-    monkeypatch.chdir(Path(__file__).parents[4])
+    monkeypatch.chdir(Path(__file__).parents[5])
     publish(fetching, ModelRef("here", "1"), {"w": b"w"})
     for arguments in (("status", "--watch"), ("ls",), ("why", "minilm@1")):
         terminal = Terminal(*arguments, "--root", fetching.root, NO_COLOR="1")
@@ -163,7 +163,7 @@ def test_without_a_terminal_or_rich_there_are_lines(
     control.answers["POST /v1/pull"] = 200, {"pull": "", "state": "fetching", "digest": None, "error": None}
     (fetching.root / "hidden" / "rich").mkdir(parents=True)
     (fetching.root / "hidden" / "rich" / "__init__.py").write_text("raise ModuleNotFoundError(name='rich')\n")
-    monkeypatch.chdir(Path(__file__).parents[4])
+    monkeypatch.chdir(Path(__file__).parents[5])
     hidden = os.pathsep.join([str(fetching.root / "hidden"), os.getcwd()])
     terminal = Terminal("pull", REF, "--root", fetching.root, PYTHONPATH=hidden)
     terminal.wait_for(lambda text: "fetching 2.0 KiB of 8.0 KiB (25 %)" in text)

@@ -12,7 +12,7 @@ import pytest
 from cached.contract.errors import DigestMismatch
 from cached.contract.layout import SnapshotLayout
 from cached.contract.manifest import Manifest
-from cached.contract.verify import check_full, hash_file, load_manifest
+from cached.contract.snapshot.verify import check_full, hash_file, load_manifest
 from tests.support.snapshots import make_public, make_snapshot
 
 WINDOW = 16 << 20

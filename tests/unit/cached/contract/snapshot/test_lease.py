@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cached.contract.lease import is_held, take_exclusive, take_shared
+from cached.contract.snapshot.lease import is_held, take_exclusive, take_shared
 
 
 @pytest.fixture

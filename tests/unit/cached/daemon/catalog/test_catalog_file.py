@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cached.core.catalog import Catalog
-from cached.daemon.catalog_file import CatalogFile
+from cached.daemon.catalog.catalog_file import CatalogFile
 
 GOOD = "models: {a: {versions: {v1: {source: 'file:///a'}}}}\n"
 

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
-from cached.commands.control_client import FetchFiles
-from cached.commands.style import is_terminal
+from cached.commands.shared.control_client import FetchFiles
+from cached.commands.shared.style import is_terminal
 from cached.contract.program.units import format_duration, format_size
 from cached.contract.status import ModelStatus, State
 

@@ -13,15 +13,15 @@ import time
 from functools import partial
 from typing import Any
 
+from cached.contract.archive.import_stream import PROTOCOL
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent, Transient
-from cached.contract.import_stream import PROTOCOL
 from cached.contract.program.options import DEADLINE_HEADER
 from cached.contract.reference import ModelRef
-from cached.daemon.explain import Explanations
+from cached.daemon.api.explain import Explanations
+from cached.daemon.api.read_api import make_status_handler
 from cached.daemon.http.messages import Answer, Handler, Request, Response, Upgrade, make_json, make_router
 from cached.daemon.imports import Imports
-from cached.daemon.read_api import make_status_handler
 from cached.daemon.service import Check, DaemonService
 
 _CHECK_S = 1.0

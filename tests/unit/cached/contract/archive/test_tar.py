@@ -8,8 +8,8 @@ import tarfile
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cached.contract.archive.tar import Entry, EntryKind, read_entries
 from cached.contract.errors import Permanent
-from cached.contract.tar import Entry, EntryKind, read_entries
 
 NAMES = st.lists(
     st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=90), min_size=1, max_size=4

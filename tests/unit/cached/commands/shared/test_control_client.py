@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from cached.commands.control_client import ControlClient, EvictedVersion, PullAnswer, UnpinResult
+from cached.commands.shared.control_client import ControlClient, EvictedVersion, PullAnswer, UnpinResult
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent, Transient
 from cached.contract.layout import Layout

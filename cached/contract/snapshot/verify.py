@@ -27,7 +27,7 @@ from cached.contract.errors import DigestMismatch, HoldfastError, Permanent
 from cached.contract.layout import SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.program import limits
-from cached.contract.verified import VerifiedRecord
+from cached.contract.snapshot.verified import VerifiedRecord
 
 _WINDOW_BYTES = 16 << 20  # mapped, populated and hashed at a time
 _BUFFER_BYTES = 512 << 10  # for read(2), where maps are refused; half of a common second-level cache
