@@ -208,8 +208,10 @@ async def _clients(up: Running, load: Load, streams: int, requests: int, round_:
             async with asyncio.TaskGroup() as group:
                 for _ in range(streams):
                     group.create_task(client(session))
-        except* (aiohttp.ClientError, TimeoutError) as errors:
-            raise failed(f"{up.server.row} with {streams} streams: {errors.exceptions[0]!r}") from errors
+        except ExceptionGroup as errors:
+            if (found := errors.subgroup((aiohttp.ClientError, TimeoutError))) is None:
+                raise
+            raise failed(f"{up.server.row} with {streams} streams: {found.exceptions[0]!r}") from errors
     wall_s = time.monotonic() - began
     return Throughput(up.server.row, round_, streams, sum(tokens), wall_s, up.cpu_s() - cpu_s, tuple(first))
 

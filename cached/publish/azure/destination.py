@@ -192,10 +192,13 @@ class AzureDestination:
         where = self._address.uri(self.key(upload.entry.path))
         try:
             yield
-        except* PreconditionFailed as group:
-            raise another_publisher(where, None) from group
-        except* WrongSum as group:
-            raise unproven(where, upload.entry.sha256) from group
+        except (PreconditionFailed, WrongSum, ExceptionGroup) as error:  # a group: of the tasks that send blocks
+            found = ExceptionGroup("", (error,))  # not `except*`: early 3.11 releases wrap what is raised in it
+            if found.subgroup(PreconditionFailed) is not None:
+                raise another_publisher(where, None) from error
+            if found.subgroup(WrongSum) is not None:
+                raise unproven(where, upload.entry.sha256) from error
+            raise
 
     async def _sha256(self, path: str, size: int, etag: str) -> str:
         target = HttpTarget(self._address.blob_url(self.key(path)), VERSION, if_match=etag, stored_bytes=size)
