@@ -283,7 +283,7 @@ class VersionFigures:
         if record is not None and record.verdict.trust is not None:
             _add(lines, table.MODEL_TRUST, f'{labels},trust="{record.verdict.trust.value}"', 1)
         if (last_used := inventory.last_used_at(ref)) is not None:
-            _add(lines, table.MODEL_LAST_USED, labels, round(last_used))
+            _add(lines, table.MODEL_LAST_USED, labels, int(last_used))  # not in the future
 
     def _update_split(self) -> None:
         inventory = self._inventory
