@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -212,6 +213,11 @@ def test_numbers_of_a_model_are_told(client: openai.OpenAI, completions_server: 
         assert completions_server.metric(f'holdfast_server_{name}_count{{model="acme/tiny"}}') >= 1, name
 
 
+def _lines_of(server: ServerProcess, request_id: str) -> list[str]:
+    """The lines of the log about a request."""
+    return [line for line in server.log.read_text().splitlines() if line.endswith(f" id={request_id}")]
+
+
 def test_the_access_log_has_the_request_and_none_of_its_text(completions_server: ServerProcess) -> None:
     """A line has method, path, status, model, tokens and the id that the client gave; never a prompt or an answer."""
     body = json.dumps({"prompt": "a secret text", "max_tokens": 3, "logit_bias": {"1": -100}}).encode()
@@ -220,7 +226,9 @@ def test_the_access_log_has_the_request_and_none_of_its_text(completions_server:
     )
     with urllib.request.urlopen(request, timeout=30) as answer:
         assert answer.headers["X-Request-Id"] == "mine-1"
-    lines = [line for line in completions_server.log.read_text().splitlines() if line.endswith(" id=mine-1")]
+    deadline = time.monotonic() + 30  # the line comes after the answer
+    while not (lines := _lines_of(completions_server, "mine-1")) and time.monotonic() < deadline:
+        time.sleep(0.01)
     assert len(lines) == 1
     assert "POST /v1/completions 200 " in lines[0]
     assert "model=acme/tiny prompt_tokens=13 completion_tokens=3 id=mine-1" in lines[0]
