@@ -1,4 +1,4 @@
-"""What locations of object stores share: a key, and parameters after a `?`, as in `s3://bucket/prefix/?name=value`.
+"""What locations share: a key, and parameters after a `?`, as in `s3://bucket/prefix/?name=value`.
 
 Law: pure. An error names the part and never quotes its value, which may be a secret; `refuse` makes it.
 """

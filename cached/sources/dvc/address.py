@@ -13,10 +13,10 @@ Law: pure. What stands before the `?` and the `#` is a location of the source of
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from urllib.parse import parse_qsl
 
 from cached.contract.errors import InvalidManifest, Permanent
 from cached.contract.manifest import check_path
+from cached.sources.location import parse_parameters
 from cached.transport.urls import display_url
 
 _REPOSITORIES = {"dvc+https": "git+https", "dvc+http": "git+http", "dvc+file": "file"}
@@ -52,7 +52,7 @@ class DvcAddress:
             check_path(path)
         except InvalidManifest as error:
             raise _refuse(f"expected a path in the repository after `#`: {error.message}") from error
-        given = _parameters(query)
+        given = parse_parameters(query, _PARAMETERS, {}, _refuse)
         if "file_root" in given and not given["file_root"].startswith("/"):
             raise _refuse("file_root: expected an absolute path")
         is_folder = opened == "file"
@@ -60,19 +60,6 @@ class DvcAddress:
         shown = f"dvc+{display_url(f'{scheme[4:]}://{rest}')}#{path}"
         s3 = tuple((name, given[name]) for name in ("endpoint_url", "region", "profile") if name in given)
         return cls(repository, shown, path, is_folder, given.get("remote"), given.get("file_root"), s3)
-
-
-def _parameters(query: str) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(query, keep_blank_values=False, strict_parsing=True) if query else []
-    except ValueError as error:
-        raise _refuse("expected parameters as ?name=value&name=value before the `#`") from error
-    unknown = sorted({name for name, _ in pairs} - set(_PARAMETERS))
-    if unknown:
-        raise _refuse(f"expected parameters among {', '.join(_PARAMETERS)}, found {', '.join(unknown)[:200]}")
-    if len(dict(pairs)) != len(pairs):
-        raise _refuse("a parameter is given twice")
-    return dict(pairs)
 
 
 def _refuse(message: str) -> Permanent:

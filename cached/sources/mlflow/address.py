@@ -23,9 +23,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlsplit
 
 from cached.contract.errors import Permanent
+from cached.sources.location import check_endpoint, parse_parameters
 
 _PARAMETERS = ("file_root", "tracking_uri")
 _LOGGED = re.compile(r"m-[0-9a-f]{32}")
@@ -90,11 +90,11 @@ class MlflowAddress:
         """Parse a location. Raises `Permanent` (`bad_source`), which never quotes a parameter's value."""
         location, _, query = uri.partition("?")
         subject, folder = parse_subject(location)
-        given = _parameters(query)
+        given = parse_parameters(query, _PARAMETERS, {}, _refuse)
         if "file_root" in given and not given["file_root"].startswith("/"):
             raise _refuse("file_root: expected an absolute path")
         if "tracking_uri" in given:
-            _check_server(given["tracking_uri"])
+            check_endpoint(given["tracking_uri"], "tracking_uri", "http(s)://host[:port][/path]", _refuse)
         return cls(location.rstrip("/"), subject, folder, **given)
 
     @property
@@ -137,31 +137,6 @@ def _model(parts: list[str]) -> tuple[Subject, int]:
     if parts[1].isdecimal() and parts[1].isascii():
         return ModelVersion(first, parts[1]), 2
     return LatestVersion(first, None if parts[1].lower() == _LATEST else parts[1]), 2
-
-
-def _parameters(query: str) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(query, keep_blank_values=False, strict_parsing=True) if query else []
-    except ValueError as error:
-        raise _refuse("expected parameters as ?name=value&name=value") from error
-    unknown = sorted({name for name, _ in pairs} - set(_PARAMETERS))
-    if unknown:
-        raise _refuse(f"expected parameters among {', '.join(_PARAMETERS)}, found {', '.join(unknown)[:200]}")
-    if len(dict(pairs)) != len(pairs):
-        raise _refuse("a parameter is given twice")
-    return dict(pairs)
-
-
-def _check_server(uri: str) -> None:
-    try:
-        parts = urlsplit(uri)
-        port = parts.port
-    except ValueError as error:
-        raise _refuse("tracking_uri: not a URL") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise _refuse("tracking_uri: expected http(s)://host[:port][/path]")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise _refuse("tracking_uri: found credentials, a query or a fragment in it")
 
 
 def _refuse(message: str) -> Permanent:

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from urllib.parse import parse_qsl
 
 from cached.contract.errors import Permanent
+from cached.sources.location import parse_parameters
 
 _PARAMETERS = ("container", "profile", "region")
 _ARN = re.compile(r"arn:aws[a-z-]*:sagemaker:([a-z0-9-]+):\d{12}:(model-package-group|model-package)/(.+)")
@@ -55,7 +55,7 @@ class SageMakerAddress:
             raise _refuse(f"expected the name of a model package group (letters, digits, `-`), found {group[:100]!r}")
         if slash and not (version.isascii() and version.isdecimal() and len(version) < 10):
             raise _refuse(f"expected the number of a version after {group}/, found {version[:100]!r}")
-        given = _parameters(query)
+        given = parse_parameters(query, _PARAMETERS, {}, _refuse)
         container = given.get("container")
         if container is not None and not (container.isascii() and container.isdecimal() and len(container) < 5):
             raise _refuse("container: expected a number from 0 to 9999")
@@ -68,19 +68,6 @@ class SageMakerAddress:
             given.get("profile"),
             None if container is None else int(container),
         )
-
-
-def _parameters(query: str) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(query, keep_blank_values=False, strict_parsing=True) if query else []
-    except ValueError as error:
-        raise _refuse("expected parameters as ?name=value&name=value") from error
-    unknown = sorted({name for name, _ in pairs} - set(_PARAMETERS))
-    if unknown:
-        raise _refuse(f"expected parameters among {', '.join(_PARAMETERS)}, found {', '.join(unknown)[:200]}")
-    if len(dict(pairs)) != len(pairs):
-        raise _refuse("a parameter is given twice")
-    return dict(pairs)
 
 
 def _refuse(message: str) -> Permanent:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlsplit
 
 from cached.contract.errors import Permanent
+from cached.sources.location import check_endpoint, parse_parameters
 
 _PARAMETERS = ("base_url", "file_root", "folder")
 PUBLIC = "https://api.wandb.ai"
@@ -49,9 +49,12 @@ class WandbAddress:
             raise _refuse("found credentials")
         if colon and not alias:
             raise _refuse("expected an alias or a version as v3 after the colon, found none")
-        given = _parameters(query)
-        theirs = _server(os.environ.get("WANDB_BASE_URL", "").strip() or PUBLIC, "WANDB_BASE_URL")
-        base = _server(given["base_url"], "base_url") if "base_url" in given else theirs
+        given = parse_parameters(query, _PARAMETERS, {}, _refuse)
+        theirs = os.environ.get("WANDB_BASE_URL", "").strip() or PUBLIC
+        base = given.get("base_url", theirs)
+        for name, url in (("WANDB_BASE_URL", theirs), ("base_url", base)):
+            check_endpoint(url, name, "http(s)://host[:port]", _refuse)
+        theirs, base = theirs.rstrip("/"), base.rstrip("/")
         folder = given.get("folder", "").strip("/")
         if any(part in ("", ".", "..") for part in folder.split("/")) and folder:
             raise _refuse("folder: expected a path in the artifact, found `.`, `..` or nothing between slashes")
@@ -66,32 +69,6 @@ class WandbAddress:
         """The location for messages."""
         folder = f"?folder={self.folder.rstrip('/')}" if self.folder else ""
         return f"wandb://{self.entity}/{self.project}/{self.artifact}:{self.alias}{folder}"
-
-
-def _parameters(query: str) -> dict[str, str]:
-    try:
-        pairs = parse_qsl(query, keep_blank_values=False, strict_parsing=True) if query else []
-    except ValueError as error:
-        raise _refuse("expected parameters as ?name=value&name=value") from error
-    unknown = sorted({name for name, _ in pairs} - set(_PARAMETERS))
-    if unknown:
-        raise _refuse(f"expected parameters among {', '.join(_PARAMETERS)}, found {', '.join(unknown)[:200]}")
-    if len(dict(pairs)) != len(pairs):
-        raise _refuse("a parameter is given twice")
-    return dict(pairs)
-
-
-def _server(uri: str, named: str) -> str:
-    try:
-        parts = urlsplit(uri)
-        port = parts.port
-    except ValueError as error:
-        raise _refuse(f"{named}: not a URL") from error
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
-        raise _refuse(f"{named}: expected http(s)://host[:port]")
-    if "@" in parts.netloc or parts.query or parts.fragment:
-        raise _refuse(f"{named}: found credentials, a query or a fragment in it")
-    return uri.rstrip("/")
 
 
 def _refuse(message: str) -> Permanent:
