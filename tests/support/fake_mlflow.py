@@ -9,15 +9,15 @@ local disk) and of its `mlflow/server/handlers.py`.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from tests.support.http_server import make_range_reply, serve_replies
 
 API = "/api/2.0/mlflow/"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/"
@@ -175,39 +175,7 @@ def _file(path: Path, headers: Any, ranges: bool) -> tuple[int, dict[str, str], 
         return 200, sent, data
     if headers.get("If-Match", etag) != etag:
         return 412, sent, b""
-    first, _, last = asked.removeprefix("bytes=").partition("-")
-    start, end = int(first), min(int(last or len(data) - 1), len(data) - 1)
-    if start >= len(data):
-        return 416, sent | {"Content-Range": f"bytes */{len(data)}"}, b""
-    return 206, sent | {"Content-Range": f"bytes {start}-{end}/{len(data)}"}, data[start : end + 1]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    fake: FakeMlflow
-
-    def do_GET(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        status, headers, data = self.fake.answer(self.command, self.path, self.headers, body)
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(data)
-
-    do_HEAD = do_POST = do_GET
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
-
-
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client may leave in the middle."""
+    return make_range_reply(data, asked, sent)
 
 
 @contextmanager
@@ -215,13 +183,6 @@ def fake_mlflow(folder: Path) -> Iterator[FakeMlflow]:
     """Serve the artifacts in `folder` until the end of the block."""
     folder.mkdir(parents=True, exist_ok=True)
     fake = FakeMlflow(folder)
-    handler = type("_Handler", (_Handler,), {"fake": fake})
-    with _Server(("127.0.0.1", 0), handler) as server:
-        fake.url = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield fake
-        finally:
-            server.shutdown()
-            thread.join()
+    with serve_replies(fake.answer) as address:
+        fake.url = f"http://{address}"
+        yield fake
