@@ -74,7 +74,7 @@ def list_freed(victims: Iterable[Occupant], occupants: Collection[Occupant]) -> 
 
 @dataclass(frozen=True, slots=True)
 class HeldBytes:
-    """The bytes of a version on disk: `exclusive`, which its eviction frees, and `shared` with other versions."""
+    """Bytes on disk: `exclusive`, which go with their holder, and `shared` with others."""
 
     exclusive: int
     shared: int
@@ -87,11 +87,17 @@ def split_held(
     number of digests with each blob."""
     split: dict[ModelRef, HeldBytes] = {}
     for digest, refs in names.items():
-        sizes = blobs[digest]
-        total = sum(sizes.values())
-        exclusive = sum(size for sha, size in sizes.items() if links[sha] == 1) if len(refs) == 1 else 0
-        split |= dict.fromkeys(refs, HeldBytes(exclusive, total - exclusive))
+        held = split_blobs(blobs[digest], links)
+        if len(refs) > 1:  # its last name frees them
+            held = HeldBytes(0, held.exclusive + held.shared)
+        split |= dict.fromkeys(refs, held)
     return split
+
+
+def split_blobs(blobs: Mapping[str, int], links: Mapping[str, int]) -> HeldBytes:
+    """Return the bytes of one digest. `blobs`: bytes by sha256; `links`: the number of digests with each blob."""
+    exclusive = sum(size for sha, size in blobs.items() if links.get(sha, 0) <= 1)
+    return HeldBytes(exclusive, sum(blobs.values()) - exclusive)
 
 
 def by_age(entries: Iterable[InventoryEntry]) -> list[InventoryEntry]:

@@ -145,6 +145,11 @@ class Reconciler:
         """Return the record of a version, for reports: who waits for it, and since when on the reconciler's clock."""
         return self._versions.get(ref)
 
+    def refresh_record(self, ref: ModelRef) -> Version:
+        """Return the record, after what pods, catalog and time changed is carried out."""
+        self._refresh()
+        return self.get_record(ref)
+
     def list_resolvable(self) -> list[ModelRef]:
         """Return the versions with a catalog entry that `find_resolvable` returns."""
         return [ref for ref in self._inventory.models if self.find_resolvable(ref) is not None]
@@ -203,11 +208,6 @@ class Reconciler:
     def catalog(self) -> Catalog | None:
         """The catalog in force; None before the first one."""
         return self._catalog
-
-    def find_record(self, ref: ModelRef) -> Version:
-        """Return the record of a version, with the present pods and time."""
-        self._refresh()
-        return self._versions.get(ref)
 
     def find_want(self, ref: ModelRef) -> Want | None:
         """Return the want of a version; None where nothing on this node wants it."""

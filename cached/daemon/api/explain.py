@@ -90,7 +90,7 @@ class Explanations:
 
     def explain(self, ref: ModelRef) -> dict[str, Any]:
         """Return the facts about a version."""
-        record, catalog = self._reconciler.find_record(ref), self._reconciler.catalog
+        record, catalog = self._reconciler.refresh_record(ref), self._reconciler.catalog
         want, status = self._reconciler.find_want(ref), self._status_files.get(ref)
         held = self._inventory.models.get(ref)
         refusal = self._reconciler.find_refusal(ref)

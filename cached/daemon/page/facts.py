@@ -18,9 +18,10 @@ from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
 from cached.contract.status import DaemonStatus, ModelStatus, timestamp
 from cached.core.demand import PodWant, count_waiting
+from cached.core.eviction import HeldBytes
 from cached.core.space import Ledger, SpaceUse
 from cached.daemon.catalog.catalog_file import CatalogFile
-from cached.daemon.page.sizes import SnapshotSize, SnapshotSizes
+from cached.daemon.page.sizes import SnapshotSizes
 from cached.daemon.reconciler import Reconciler
 from cached.node.cluster import Cluster
 from cached.node.inventory import Inventory
@@ -39,7 +40,7 @@ class VersionFacts:
     the first pod began to wait. `kept`: pinned against eviction. Times in UTC."""
 
     status: ModelStatus
-    size: SnapshotSize | None
+    size: HeldBytes | None
     names: int
     leased: bool
     users: tuple[str, ...]

@@ -7,21 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 
 from cached.contract.digest import Digest
+from cached.core.eviction import HeldBytes, split_blobs
 from cached.node.inventory import Inventory
 
 _BLOBS_A_STEP = 2000  # some 2 ms
 _SHARE = 20  # times as long as the last count took passes until the next one
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotSize:
-    """Bytes of one snapshot: `exclusive` go with it, `shared` stay for others."""
-
-    exclusive: int
-    shared: int
 
 
 class SnapshotSizes:
@@ -30,13 +22,13 @@ class SnapshotSizes:
 
     def __init__(self, inventory: Inventory) -> None:
         self._inventory = inventory
-        self._sizes: dict[Digest, SnapshotSize] = {}
+        self._sizes: dict[Digest, HeldBytes] = {}
         self._counted = -1  # the inventory's changes at the last count
         self._resume_at = 0.0  # monotonic seconds
         self._lock = asyncio.Lock()
         self.shared = self.total = self.changes = 0
 
-    def get(self, digest: Digest) -> SnapshotSize | None:
+    def get(self, digest: Digest) -> HeldBytes | None:
         """Return the size of a snapshot; None for one that came since the last count."""
         return self._sizes.get(digest)
 
@@ -50,20 +42,14 @@ class SnapshotSizes:
 
     async def _count(self) -> None:
         began, counted, waiting = time.monotonic(), self._inventory.changes, 0
-        sizes: dict[Digest, SnapshotSize] = {}
+        sizes: dict[Digest, HeldBytes] = {}
         shared: dict[str, int] = {}
         total = 0
         for digest, manifest in list(self._inventory.manifests.items()):
-            links, own, others = self._inventory.links, 0, 0
-            blobs = manifest.blob_sizes()
-            for sha256, size in blobs.items():
-                if links.get(sha256, 0) > 1:
-                    others += size
-                    shared[sha256] = size
-                else:
-                    own += size
-            sizes[digest] = SnapshotSize(own, others)
-            total += own
+            blobs, links = manifest.blob_sizes(), self._inventory.links
+            sizes[digest] = split_blobs(blobs, links)
+            total += sizes[digest].exclusive
+            shared |= {sha256: size for sha256, size in blobs.items() if links.get(sha256, 0) > 1}
             waiting += len(blobs)
             if waiting >= _BLOBS_A_STEP:
                 waiting = 0

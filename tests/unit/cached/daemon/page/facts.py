@@ -8,9 +8,9 @@ from typing import Any
 from cached.contract.loadable.findings import Finding
 from cached.contract.reference import ModelRef
 from cached.contract.status import DaemonStatus, ModelStatus, Stale, State, StatusError, Verdict
+from cached.core.eviction import HeldBytes
 from cached.core.space import SpaceUse
 from cached.daemon.page.facts import DiskFacts, Facts, SourceFacts, VersionFacts
-from cached.daemon.page.sizes import SnapshotSize
 from cached.node.status_files import RecentError
 
 SINCE = "2026-11-30T11:20:00Z"
@@ -28,7 +28,7 @@ def make_status(name: str = "acme/llama", version: str = "v1", **fields: Any) ->
 def make_version(status: ModelStatus | None = None, **fields: Any) -> VersionFacts:
     """A version that is here, with other `fields`."""
     here = VersionFacts(
-        status or make_status(), SnapshotSize(GIB, 0), 1, False, (), (), 0, None, False, "2026-11-30T10:00:00Z"
+        status or make_status(), HeldBytes(GIB, 0), 1, False, (), (), 0, None, False, "2026-11-30T10:00:00Z"
     )
     return replace(here, **fields)
 

@@ -9,8 +9,9 @@ import pytest
 
 from cached.contract.layout import Layout
 from cached.contract.manifest import FileEntry, Manifest
+from cached.core.eviction import HeldBytes
 from cached.daemon.page import sizes
-from cached.daemon.page.sizes import SnapshotSize, SnapshotSizes
+from cached.daemon.page.sizes import SnapshotSizes
 from cached.node.inventory import Inventory
 from cached.store import recovery
 
@@ -34,14 +35,14 @@ async def test_bytes_are_exclusive_or_shared(inventory: Inventory) -> None:
     one, two = _add(inventory, a=10, b=5), _add(inventory, b=5, c=7)
     found = SnapshotSizes(inventory)
     await found.update()
-    assert found.get(one.digest) == SnapshotSize(10, 5)
-    assert found.get(two.digest) == SnapshotSize(7, 5)
+    assert found.get(one.digest) == HeldBytes(10, 5)
+    assert found.get(two.digest) == HeldBytes(7, 5)
     assert (found.shared, found.total, found.changes) == (5, 22, 1)
     await found.update()
     assert found.changes == 1
     inventory.drop_snapshot(one.digest)
     await _count(found)
-    assert (found.get(one.digest), found.get(two.digest)) == (None, SnapshotSize(12, 0))
+    assert (found.get(one.digest), found.get(two.digest)) == (None, HeldBytes(12, 0))
     assert (found.shared, found.total) == (0, 12)
 
 
@@ -58,7 +59,7 @@ async def test_the_loop_goes_on_during_a_count(inventory: Inventory, monkeypatch
     await counting
     assert found.total == sum(range(20))
     await _count(found)
-    assert found.get(late.digest) == SnapshotSize(100, 0)
+    assert found.get(late.digest) == HeldBytes(100, 0)
 
 
 async def _count(found: SnapshotSizes) -> None:
