@@ -1,6 +1,6 @@
 """A fleet that fetches one version from one origin, simulated with the decisions of `cached/peers`.
 
-Law: discrete events and virtual time: what the machine does meanwhile changes no figure, but for the tracker's
+Law: discrete events and virtual time: other work of the machine changes no figure, but for the tracker's
 processor time. Transfers share the network cards of both ends as TCP's flows do, in steps of 2 ms: no card sends or
 receives more than it can, and a transfer ends, and its piece is checked, with a step.
 """

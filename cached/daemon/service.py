@@ -29,7 +29,7 @@ from cached.node.inventory import Inventory, write_pins
 from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
 
-if TYPE_CHECKING:  # loaded when somebody opens it
+if TYPE_CHECKING:  # loaded at its first request
     from cached.daemon.page.page import NodePage
 
 _SHOWN_FILES = 64  # more than a terminal has lines for

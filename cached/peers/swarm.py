@@ -18,7 +18,7 @@ from cached.peers.messages import MAX_BLAMES, MAX_LISTED, Announce, PieceDigest,
 
 ANNOUNCE_S = 1.0
 SEED_S = 2.0  # of a node that has everything
-HUNGRY_S = 0.3  # while nobody is known to have anything that this node lacks
+HUNGRY_S = 0.3  # while no node is known to have anything that this one lacks
 SOON_S = 0.1  # the least time between two announces
 POLL_S = 0.25  # how often an idle node asks what a neighbour has
 NEIGHBOURS = 24
@@ -116,7 +116,7 @@ class Swarm:
         return request
 
     def is_alone(self, now: float) -> bool:
-        """Return whether nobody has helped for so long that the origin is asked without a grant."""
+        """Return whether no node has helped for so long that the origin is asked without a grant."""
         return now > self._helped_at + self._alone_s
 
     def received(self, request: Request, rate: float, load: Load, now: float) -> None:
@@ -168,7 +168,7 @@ class Swarm:
             del self._imports[piece]
 
     def find_untold(self) -> int:
-        """Return the pieces whose digest nobody has told, neither this node nor another."""
+        """Return the pieces whose digest no node has told, this one included."""
         return self._all & ~self._checkable & ~bits.set_of(self._vouched)
 
     def vouch(self, piece: int, sha256: str) -> None:
@@ -178,7 +178,7 @@ class Swarm:
         self._news = True
 
     def digest_of(self, piece: int) -> str | None:
-        """Return the sha256 that a piece must have, None if nobody has told it."""
+        """Return the sha256 that a piece must have, None if no node has told it."""
         return self._digests.get(piece)
 
     def lose(self, pieces: int) -> None:

@@ -1,7 +1,7 @@
 """One version's tracker: who has what, who fetches which piece from the origin, which pieces cross into a zone.
 
 Law: pure; soft state, which announces rebuild. Grants are dealt evenly, one node a piece; a piece is dealt again when
-no live and quick node holds it and nobody fetches it. Nothing is dealt before the survey of the members has ended, nor
+no live and quick node holds or fetches it. Nothing is dealt before the survey of the members has ended, nor
 while nodes that followed another tracker have yet to say what they have.
 """
 
@@ -266,7 +266,7 @@ class Tracker:
     # --- what it is told -------------------------------------------------------------------------------------------
 
     def _deal_grants(self, node: _Node, want: int, now: float) -> list[int]:
-        """Deal pieces that nobody holds or fetches, while this node has not had more than the average one."""
+        """Deal pieces that no node holds or fetches, while this node has not had more than the average one."""
         fetching = max(1, self._fetching)
         at_once = min(_ORIGIN_AT_ONCE, max(2 * fetching, self._pieces // 4))
         of_node = min(_NODE_AT_ONCE, -(-at_once // fetching))

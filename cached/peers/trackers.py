@@ -1,7 +1,7 @@
 """The versions that this node keeps track of, one tracker each.
 
 Law: pure. Bounded, whatever is announced: so many versions, so many announces of one node a second; a version that
-nobody announces is forgotten. A node is named by the address that it was heard from, never by what it says.
+no node announces is forgotten. A node is named by the address that it was heard from, never by what it says.
 """
 
 from __future__ import annotations

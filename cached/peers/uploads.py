@@ -1,4 +1,4 @@
-"""Which waiting request is served next: a bounded number at once, whoever was served longest ago first.
+"""Which waiting request is served next: a bounded number at once, the node served longest ago first.
 
 Law: pure. A node that was just served goes behind those that wait: else one node starves while its neighbours finish. A
 request that does not fit the queue is refused at once, and its node asks another peer.

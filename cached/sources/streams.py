@@ -1,6 +1,6 @@
 """The bytes of a file that a source has in memory: an empty one, for which HTTP has no range, or a small one.
 
-Law: a `ByteStream`; asks nobody.
+Law: a `ByteStream`; asks no server.
 """
 
 from __future__ import annotations

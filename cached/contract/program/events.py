@@ -158,7 +158,7 @@ class _PrintedEvents(io.TextIOBase):
 
 
 class _Hooks:
-    """What Python calls where nobody handles an error or a warning."""
+    """What Python calls for an error or a warning without a handler."""
 
     def __init__(self, events: EventWriter) -> None:
         self._events = events

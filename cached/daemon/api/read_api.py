@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cached.daemon.http.messages import JSON, Answer, Handler, Request, Response, Routes, accepts_gzip, make_router
 from cached.daemon.service import DaemonService
 
-if TYPE_CHECKING:  # loaded when somebody opens it
+if TYPE_CHECKING:  # loaded at its first request
     from cached.daemon.page.page import NodePage
 
 _SHARE = 0.1  # of the wall time, to render one page

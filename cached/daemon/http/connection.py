@@ -187,7 +187,7 @@ class Connection(asyncio.Protocol):
             self._take_next()
 
     async def _upgrade(self, answer: Upgrade) -> None:
-        """Send 101, and hand the socket over; the transport reads nothing meanwhile, and closes after that."""
+        """Send 101, and hand the socket over; the transport reads nothing until that ends, and closes then."""
         self._is_over = True
         headers = [("Upgrade", answer.protocol), ("Connection", "Upgrade")]
         head = h11.InformationalResponse(status_code=101, headers=headers, reason=b"Switching Protocols")

@@ -1,6 +1,6 @@
 """The page and its events: renders once for all readers, and gives each what it lacks.
 
-Law: no task of its own: while nobody reads nothing runs, and each reader's stream looks once a second, all of them at
+Law: no task of its own: without a reader nothing runs, and each reader's stream looks once a second, all of them at
 the same moments. Readers hold a position (`state.py`), no queue: a slow one gets fewer events, each with all that
 changed since its last one.
 """

@@ -35,7 +35,7 @@ assert PIECE_BYTES == SEGMENT_BYTES
 _LOAD = re.compile(r"(\d{1,4}),(\d{1,4})", re.ASCII)
 _BUSY = frozenset({"http_503", "http_429"})
 _TURN_S = 0.25  # between two looks of the thread, unless there is news
-_UNASKED_S = 8.0  # a seed goes after nobody fetched for so long
+_UNASKED_S = 8.0  # a seed goes after so long without a fetch by a node
 _TOLD_A_TURN = 8
 _HASHED_AT_ONCE = 4 * 1024 * 1024
 
@@ -76,7 +76,7 @@ class VersionPool:
         rng = random.Random()  # noqa: S311 - whom to ask, no secret
         self._swarm = Swarm(pieces.key, pieces.count, zone, have, self._clock(), rng)
         self._users = 1
-        self._active_at = self._clock()  # when a tracker said last that somebody fetches the version
+        self._active_at = self._clock()  # when a tracker last named a node that fetches the version
         self._supplies: dict[str, BlobSupply] = {}
         self._news = threading.Event()
         self._closing = self._ended = False
@@ -211,14 +211,14 @@ class VersionPool:
         self._forget(self)
 
     def _is_over(self) -> bool:
-        """Return whether the thread may end: no fetch here, and nobody elsewhere to seed for."""
+        """Return whether the thread may end: no fetch here, and no node elsewhere to seed for."""
         with self._lock:
             idle = not self._users and (not self._swarm.is_complete or self._clock() > self._active_at + _UNASKED_S)
             self._ended = self._closing or idle
             return self._ended
 
     def _tell_digests(self) -> None:
-        """Tell the sha256 of some pieces that nobody has told yet, of committed blobs, from a random one on."""
+        """Tell the sha256 of some pieces that no node has told yet, of committed blobs, from a random one on."""
         with self._lock:
             untold = [] if not self._swarm.is_complete else list(bits.numbers_in(self._swarm.find_untold()))
         start = random.randrange(len(untold)) if untold else 0  # noqa: S311

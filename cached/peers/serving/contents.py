@@ -111,7 +111,8 @@ def _open_file(path: Path) -> int | None:
 
 def send_chunk(connection: socket.socket, opened: OpenRange, offset: int, length: int) -> None:
     """Send bytes of an open range by sendfile(2), on a blocking socket with the kernel's own timeout. Raises OSError:
-    of the connection (BlockingIOError: nobody reads), of the disk, or EIO where the file has become shorter."""
+    of the connection (BlockingIOError: the client does not read), of the disk, or EIO where the file has become
+    shorter."""
     while length > 0:
         sent = os.sendfile(connection.fileno(), opened.descriptor, offset, length)
         if sent == 0:

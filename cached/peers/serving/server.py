@@ -1,6 +1,6 @@
 """The port that other nodes of the pool fetch from.
 
-Law: a thread for each connection, none without one. So many uploads at once, whoever was served longest ago first; a
+Law: a thread for each connection, none without one. So many uploads at once, the node served longest ago first; a
 request that waits longer than `wait_s` is told to ask another node. What is not signed by the pool gets 401, whatever
 it asks for. Past the limit of connections the longest idle one is closed.
 """

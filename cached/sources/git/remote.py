@@ -49,7 +49,7 @@ class _Host:
 
 
 class Remote:
-    """A repository. Thread-safe; contacts nobody before the first request."""
+    """A repository. Thread-safe; contacts no server before the first request."""
 
     def __init__(self, address: GitAddress, client: HttpClient) -> None:
         self._address = address

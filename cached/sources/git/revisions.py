@@ -1,8 +1,8 @@
 """The commit that a revision names now.
 
 Law: a branch, a tag or `HEAD` is one request, in Git's own order of names (gitrevisions(7)). 40 hex digits are an id,
-and asked for by nobody. An abbreviated id that no branch or tag begins with is looked for among all commits, without
-their files.
+without a request. An abbreviated id that no branch or tag begins with is looked for among all commits, without their
+files.
 """
 
 from __future__ import annotations

@@ -165,7 +165,7 @@ class GitSource:
         if " " in found or (address.origin.scheme == "http" and self._address.origin.scheme == "https"):
             problem = f"{where}: expected lfs.url over TLS, as the repository is"
             raise Permanent("insecure_redirect", problem, "use an LFS server that keeps to https")
-        return address.url  # without user information: a repository chooses nobody's credentials
+        return address.url  # without user information: a repository chooses no credentials
 
     def _tree(self, commit: _Commit) -> Tree:
         found = find_path(commit.objects, commit.tree, self._address.path, self.display)

@@ -21,7 +21,7 @@ from cached.transport.connection.cancel import Cancellation
 
 
 def mlflow_source(uri: str, client: HttpClient, opener: Opener) -> ResolvedSource:
-    """Return the source of a location, which contacts nobody yet; the caller closes `client`. Raises `Permanent`
+    """Return the source of a location, which contacts no server yet; the caller closes `client`. Raises `Permanent`
     (`bad_source`, `no_tracking_server`)."""
     address = MlflowAddress.parse(uri)
     server = MlflowServer.of(address)

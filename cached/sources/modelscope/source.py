@@ -1,7 +1,7 @@
 """Versions in a model repository of ModelScope, or of the site at MODELSCOPE_ENDPOINT.
 
 Law: lists and locates. Every file has a sha256 in the site's listing, so a version is known before its first byte, and
-a branch that moves meanwhile is a wrong digest, never other weights.
+a branch that moves between the list and the bytes is a wrong digest, never other weights.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _HTTPS = re.compile(r"https://(?:(.+)\.)?s3[.-](?:[a-z0-9-]+\.)?amazonaws\.com(?
 
 
 def sagemaker_source(uri: str, client: HttpClient, opener: Opener) -> ResolvedSource:
-    """Return the source of a location, which contacts nobody yet; the caller closes `client`. Raises `Permanent`
+    """Return the source of a location, which contacts no server yet; the caller closes `client`. Raises `Permanent`
     (`bad_source`)."""
     address = SageMakerAddress.parse(uri)
 

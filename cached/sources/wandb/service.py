@@ -52,7 +52,7 @@ class Artifact:
 
 
 class WandbService:
-    """The requests of a location. Thread-safe; contacts nobody before the first request."""
+    """The requests of a location. Thread-safe; contacts no server before the first request."""
 
     def __init__(self, address: WandbAddress, client: HttpClient) -> None:
         self._address = address

@@ -25,7 +25,7 @@ _MAX_HOPS = 4  # from a reference to an artifact that refers to another one
 
 
 def wandb_source(uri: str, client: HttpClient, opener: Opener) -> ResolvedSource:
-    """Return the source of a location, which contacts nobody yet; the caller closes `client`. Raises `Permanent`
+    """Return the source of a location, which contacts no server yet; the caller closes `client`. Raises `Permanent`
     (`bad_source`)."""
     address = WandbAddress.parse(uri)
     service = WandbService(address, client)
