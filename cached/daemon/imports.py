@@ -101,6 +101,9 @@ class Imports:
             self._metrics.fetch_failed("import", error.code)
             if isinstance(error, DigestMismatch):
                 self._metrics.verify_failed("import")
+            with contextlib.suppress(TimeoutError):  # of a disk that hangs
+                async with asyncio.timeout(_STOPPING_S):
+                    await self._status_files.flushed()  # versions may have been evicted for it
             await self._tell(stream, partial(send_error, stream, error))
         except OSError as error:
             _log.warning("%s: an import failed: its client is gone: %s", ref, error.strerror)

@@ -143,7 +143,6 @@ class DaemonService:
         """Want a version; `refresh`: resolve its source again. Return `{"pull": id, "state", "digest", "error"}`."""
         await self._catalog.wait_until_current()
         pull = self._reconciler.pull(ref, pin, refresh=refresh)
-        await self._status_files.flushed()
         return self._describe_pull(self._reconciler.find_pull(pull.id) or pull)
 
     def get_pull(self, id_: str) -> dict[str, Any] | None:
@@ -159,6 +158,10 @@ class DaemonService:
         done = sum(file.is_done for file in files)
         shown = [{"path": f.path, "bytes_total": f.size, "bytes_done": f.received} for f in active[:_SHOWN_FILES]]
         return {"files": shown, "done": done, "waiting": len(files) - done - len(active)}
+
+    async def write_statuses(self) -> None:
+        """Return once every status so far is in its file."""
+        await self._status_files.flushed()
 
     async def gc(self, check: Check) -> list[dict[str, Any]]:
         """Evict the versions without want or lease and return them; `check` is called before each step. Raises

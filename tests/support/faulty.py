@@ -14,6 +14,7 @@ import stat
 import struct
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,10 +41,13 @@ _UNANSWERED = (2, 36, 42)  # forget, interrupt, batch_forget
 
 
 class FaultyFolder:
-    """The server. `fail` maps an operation (`write`, `fsync`, `link`) to the errno that it ends with from now on."""
+    """The server. `fail` maps an operation (`write`, `fsync`, `link`) to the errno that it ends with from now on,
+    `slow` to the seconds that it takes."""
 
     def __init__(self, backing: Path) -> None:
+        self.backing = backing  # what is on the disk, seen past the mount
         self.fail: dict[str, int] = {}
+        self.slow: dict[str, float] = {}
         self.answers = threading.Event()  # cleared: requests wait, as where a server hangs; the next one is still taken
         self.answers.set()
         self.device = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
@@ -81,6 +85,7 @@ class FaultyFolder:
             if code in _UNANSWERED:
                 continue
             name = _NAMES.get(code, "")
+            time.sleep(self.slow.get(name.removesuffix("2"), 0))
             number, answer = 0, b""
             try:
                 number = self.fail.get(name.removesuffix("2"), 0)

@@ -1,7 +1,7 @@
 """The control socket: `pull`, `gc`, `pin`, `unpin`, `verify`, `import` and `explain` over HTTP/1.1 with JSON bodies.
 
 Law: a Unix socket under `private/`, mode 0600: file permissions are the access control. Errors are
-`{"error": {code, message, remedy, permanent}}`.
+`{"error": {code, message, remedy, permanent}}`. A command is answered after the status files tell what it did.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def make_control_api(service: DaemonService, imports: Imports, explanations: Exp
             raise Permanent(
                 "unknown_pull", "expected the id of a pull of the last ten minutes, found none", "pull again"
             )
+        if answer["digest"] is not None or answer["error"] is not None:
+            await service.write_statuses()
         return make_json(answer)
 
     async def gc(request: Request) -> Response:
@@ -88,12 +90,26 @@ def make_control_api(service: DaemonService, imports: Imports, explanations: Exp
         return Upgrade(PROTOCOL, partial(imports.receive, ref, replace=replace))
 
     commands = {"pull": pull, "gc": gc, "pin": pin, "unpin": unpin, "verify": verify}
-    routes = {("POST", f"/v1/{name}"): _answer_while_disk_hangs(service, each) for name, each in commands.items()}
+    told = {name: _answer_once_told(service, each) for name, each in commands.items()}
+    routes = {("POST", f"/v1/{name}"): _answer_while_disk_hangs(service, each) for name, each in told.items()}
     routes["POST", "/v1/import"] = begin_import
     routes["POST", "/v1/files"] = list_files
     routes["POST", "/v1/explain"] = explain  # also while the disk hangs: that may be the answer
-    reads = {("GET", "/v1/pull/*"): get_pull, ("GET", "/v1/status"): make_status_handler(service.make_status)}
-    return make_router({**routes, **reads})
+    routes["GET", "/v1/pull/*"] = _answer_while_disk_hangs(service, get_pull)
+    routes["GET", "/v1/status"] = make_status_handler(service.make_status)
+    return make_router(routes)
+
+
+def _answer_once_told(service: DaemonService, command: Handler) -> Handler:
+    """Answer a command, also with its error, after the status files tell what it did: who asked may read them next."""
+
+    async def answer(request: Request) -> Answer:
+        try:
+            return await command(request)
+        finally:
+            await service.write_statuses()
+
+    return answer
 
 
 def _answer_while_disk_hangs(service: DaemonService, command: Handler) -> Handler:
