@@ -2,8 +2,9 @@
 
 Law: the only writer of `public/status`. Writes go through one thread, in order, so a slow disk delays no fetch; they
 are atomic and not synced, since a restart rewrites them. Versions that change at the same time are written in one
-round, each with its newest status: while many versions are fetched, no reader needs a state of a few milliseconds. A
-version that appears, goes, succeeds, fails or begins anew is written at once.
+round, each with its newest status by then: while many versions are fetched, no reader needs a state of a few
+milliseconds. A version that appears, goes, succeeds, fails or begins anew is written at once, and in that order: who
+sees one of these changes sees the earlier ones.
 """
 
 from __future__ import annotations
@@ -110,9 +111,9 @@ class StatusFiles:
         self._contents: dict[ModelRef, _Content] = {}
         self._lock = threading.Condition()  # of the five below, which the writer uses too
         self._statuses: dict[ModelRef, ModelStatus] = {}
-        self._pending: dict[ModelRef, ModelStatus | None] = {}  # to write, or to delete
+        self._pending: dict[ModelRef, ModelStatus | None] = {}  # to write, or to delete; the last changed one last
         self._round_queued = False  # whether a round of writes is queued that has not taken the pending statuses
-        self._urgent: set[ModelRef] = set()  # pending ones to write before the next round
+        self._urgent: dict[ModelRef, None] = {}  # pending ones to write before the next round; ordered as these
         self._hurry = False  # whether the next round starts at once
         self._next_round = 0.0  # monotonic seconds; used by the writer only
         self._writer = start_pool(1, "status")
@@ -323,9 +324,12 @@ class StatusFiles:
         """Queue the write of a version's file, or its deletion (None), in place of a pending one."""
         with self._lock:
             is_first, self._round_queued = not self._round_queued, True
+            urgent = urgent or ref in self._urgent
+            self._pending.pop(ref, None)
             self._pending[ref] = status
             if urgent:
-                self._urgent.add(ref)
+                self._urgent.pop(ref, None)
+                self._urgent[ref] = None
                 self._lock.notify()
         if is_first:
             self._writer.submit(self._write_round)
@@ -340,8 +344,10 @@ class StatusFiles:
                 if is_over:
                     self._hurry = self._round_queued = False
                 refs = list(self._pending if is_over else self._urgent)
-            for ref in refs:
-                self._write_newest(ref)
+                taken = {ref: self._pending.pop(ref) for ref in refs}
+                self._urgent.clear()
+            for ref, status in taken.items():
+                self._write_or_delete(ref, status)
         self._next_round = time.monotonic() + _PAUSE_S
 
     def _end_pause(self) -> None:
@@ -349,10 +355,7 @@ class StatusFiles:
             self._hurry = True
             self._lock.notify()
 
-    def _write_newest(self, ref: ModelRef) -> None:
-        with self._lock:
-            status = self._pending.pop(ref)
-            self._urgent.discard(ref)
+    def _write_or_delete(self, ref: ModelRef, status: ModelStatus | None) -> None:
         if status is None:
             self._unlink(self._public.model_status(ref))
         else:

@@ -23,15 +23,17 @@ A, OTHER = ModelRef("m", "a"), ModelRef("m", "other")
 
 
 class SlowDisk:
-    """A disk that answers while `answering` is set."""
+    """A disk that answers while `answering` is set; `at_each` is called before each step."""
 
     def __init__(self) -> None:
         self.answering = threading.Event()
         self.asked = threading.Event()
+        self.at_each: Callable[[], None] = lambda: None
 
     def check(self) -> None:
         self.asked.set()
         assert self.answering.wait(60)
+        self.at_each()
 
 
 @pytest.fixture
@@ -132,6 +134,40 @@ async def test_what_a_reader_waits_for_is_written_at_once(
         files.drop(A)
         await _until(lambda: _state(public, A) is None)
     files.close()
+
+
+async def test_files_change_in_the_order_of_the_changes(public: PublicLayout) -> None:
+    """Who sees a version's file sees the earlier changes of others in theirs, also where the disk was slow and these
+    were written together."""
+    refs = [ModelRef("m", f"v{number}") for number in range(8)]
+    disk = SlowDisk()
+    files = StatusFiles(public, "node", disk.check)
+    disk.answering.set()
+    files.reset(A, State.QUEUED, "", None)
+    for ref in refs:
+        files.reset(ref, State.QUEUED, "", None)
+    await files.flushed()
+    disk.answering.clear()
+    disk.asked.clear()
+    files.reset(OTHER, State.QUEUED, "", None)
+    await asyncio.to_thread(disk.asked.wait, 60)
+    seen: list[int] = []
+    disk.at_each = lambda: seen.append(sum(_state(public, ref) is not None for ref in refs) if _is_ready(public) else 0)
+    files.set_progress(A, State.FETCHING, FetchProgress(1, 0))
+    for ref in refs:
+        files.drop(ref)
+    files.set_ready(A, Digest("a" * 64), 1, pinned=False, source="")
+    disk.answering.set()
+    await files.flushed()
+    files.write_heartbeat()  # one more step after the last change
+    await files.flushed()
+    assert _is_ready(public)
+    assert set(seen) == {0}
+    files.close()
+
+
+def _is_ready(public: PublicLayout) -> bool:
+    return _state(public, A) == "ready"
 
 
 async def test_the_last_errors_are_remembered(public: PublicLayout) -> None:
