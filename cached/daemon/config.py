@@ -54,6 +54,33 @@ class Config:
 def parse_config(arguments: Sequence[str]) -> Config:
     """Read the daemon's options; exits 2 with the reason for a bad value."""
     parser = OptionParser(prog="holdfast daemon", description="Fetch, verify, publish, evict and report on one node.")
+    _add_node_options(parser)
+    _add_space_and_transfer_options(parser)
+    _add_integrity_options(parser)
+    _add_source_options(parser)
+    _add_csi_options(parser)
+    parser.option("--page", choices=("on", "off"), default="on", help="off: no page for people at / of --listen")
+    _add_peer_options(parser)
+    parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
+    parser.log_format()
+    parser.tracing()
+    given = parser.parse_args(arguments)
+    if not given.low_watermark <= given.high_watermark:
+        low, high = given.low_watermark, given.high_watermark
+        parser.error(f"--low-watermark {low} is above --high-watermark {high}: set it lower")
+    if given.csi_registration is not None and given.csi is None:
+        parser.error("--csi-registration without --csi: give the driver's socket too")
+    if not given.peer_listen[1]:
+        parser.error("--peer-listen: expected a port that other nodes know, found 0")
+    given.pool = PoolOptions(given.peers, given.peer_listen, given.peer_key_file, given.peer_upload, given.peer_zone)
+    for name in ("peers", "peer_listen", "peer_key_file", "peer_upload", "peer_zone"):
+        delattr(given, name)
+    given.connections_per_origin = given.connections_per_origin or given.connections
+    del given.log_format  # read before: `open_events`
+    return Config(**vars(given))
+
+
+def _add_node_options(parser: OptionParser) -> None:
     folder = "the cache's folder, on one file system"
     parser.option("--root", type=_parse_path, default=str(DEFAULT_ROOT), metavar="DIR", help=folder)
     parser.option("--catalog", type=_parse_path, required=True, metavar="FILE", help="the catalog, in YAML; watched")
@@ -67,6 +94,9 @@ def parse_config(arguments: Sequence[str]) -> Config:
     )
     host = socket.gethostname()
     parser.option("--node", default=host, otherwise="the host's name", metavar="NAME", help="this node's name")
+
+
+def _add_space_and_transfer_options(parser: OptionParser) -> None:
     parser.option(
         "--quota",
         type=_positive(parse_size, "a size above 0 such as 2TB"),
@@ -93,6 +123,9 @@ def parse_config(arguments: Sequence[str]) -> Config:
         metavar="RATE",
         help="the most to receive, as 200MiB/s",
     )
+
+
+def _add_integrity_options(parser: OptionParser) -> None:
     rate = "hash what is on disk again, at most so fast; 0: never"
     parser.option("--scrub-rate", type=parse_rate, default="16MiB/s", metavar="RATE", help=rate)
     parser.option(
@@ -109,6 +142,9 @@ def parse_config(arguments: Sequence[str]) -> Config:
         default="auto",
         help="seal blobs where the kernel and the file system can; require: do not start where they cannot",
     )
+
+
+def _add_source_options(parser: OptionParser) -> None:
     parser.option(
         "--stall-timeout",
         dest="stall_timeout_s",
@@ -125,6 +161,9 @@ def parse_config(arguments: Sequence[str]) -> Config:
         metavar="DURATION",
         help="look so often whether the source of an unpinned version has other content now, as 6h; off: never",
     )
+
+
+def _add_csi_options(parser: OptionParser) -> None:
     parser.option(
         "--csi",
         type=_parse_path,
@@ -140,7 +179,9 @@ def parse_config(arguments: Sequence[str]) -> Config:
     )
     kubelet = "the kubelet's folder (its --root-dir)"
     parser.option("--kubelet-dir", type=_parse_path, default="/var/lib/kubelet", metavar="DIR", help=kubelet)
-    parser.option("--page", choices=("on", "off"), default="on", help="off: no page for people at / of --listen")
+
+
+def _add_peer_options(parser: OptionParser) -> None:
     parser.option(
         "--peers",
         type=parse_peers,
@@ -166,23 +207,6 @@ def parse_config(arguments: Sequence[str]) -> Config:
     )
     zone = "this node's zone: each zone imports a version once"
     parser.option("--peer-zone", type=_parse_zone, default="", otherwise="none", metavar="ZONE", help=zone)
-    parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
-    parser.log_format()
-    parser.tracing()
-    given = parser.parse_args(arguments)
-    if not given.low_watermark <= given.high_watermark:
-        low, high = given.low_watermark, given.high_watermark
-        parser.error(f"--low-watermark {low} is above --high-watermark {high}: set it lower")
-    if given.csi_registration is not None and given.csi is None:
-        parser.error("--csi-registration without --csi: give the driver's socket too")
-    if not given.peer_listen[1]:
-        parser.error("--peer-listen: expected a port that other nodes know, found 0")
-    given.pool = PoolOptions(given.peers, given.peer_listen, given.peer_key_file, given.peer_upload, given.peer_zone)
-    for name in ("peers", "peer_listen", "peer_key_file", "peer_upload", "peer_zone"):
-        delattr(given, name)
-    given.connections_per_origin = given.connections_per_origin or given.connections
-    del given.log_format  # read before: `open_events`
-    return Config(**vars(given))
 
 
 def _parse_zone(text: str) -> str:

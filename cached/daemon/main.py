@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,7 +73,7 @@ from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
 
 if TYPE_CHECKING:  # gRPC is loaded with --csi only
-    from cached.csi.driver import MountedVolumes
+    from cached.csi.driver import Driver, MountedVolumes
 
 _log = logging.getLogger("holdfast")
 
@@ -190,16 +190,40 @@ async def _run(config: Config, ending: SignalThread, max_clients: int, tracer: T
         await asyncio.sleep(_DELETING_S)
 
 
-async def _work(
-    stack: contextlib.AsyncExitStack,
-    config: Config,
-    ending: SignalThread,
-    stop: asyncio.Event,
-    max_clients: int,
-    cold_starts: ColdStarts | None,
-) -> tuple[str, int]:
-    """Recover the root, create the parts, and run them; return the TCP listener's address. `stack` closes the parts."""
-    layout, loop = Layout(config.root), asyncio.get_running_loop()
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """This node, as the parts of its daemon share it: the opened root, what it holds, what is told of that."""
+
+    layout: Layout
+    root: Root
+    blocking: Blocking
+    sealing: verity.Sealing
+    volumes: MountedVolumes | None
+    inventory: Inventory
+    start_index: StartIndex
+    watch: DiskWatch
+    status_files: StatusFiles
+    tree: TreeWatch
+    ledger: Ledger
+    cluster: Cluster
+    journal: DigestJournal
+    metrics: DaemonMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class _Remains:
+    """What an earlier daemon left to do: snapshots to discard, versions to fetch again, statuses to adopt. `marks`: of
+    the blobs' folders as they were counted; None: they were not."""
+
+    damaged: Collection[Digest]
+    lost: Collection[ModelRef]
+    statuses: Mapping[ModelRef, recovery.FoundStatus]
+    marks: Marks | None
+
+
+async def _open_node(stack: contextlib.AsyncExitStack, config: Config, stop: asyncio.Event) -> tuple[_Node, _Remains]:
+    """Lock and recover the root; `stack` closes it."""
+    layout = Layout(config.root)
     root, blocking = stack.enter_context(contextlib.closing(Root(layout))), Blocking(4)
     stack.push_async_callback(asyncio.to_thread, blocking.close)
     for remark in list_remarks(layout):
@@ -214,136 +238,67 @@ async def _work(
     watch = stack.enter_context(contextlib.closing(await blocking.run(DiskWatch, root)))
     status_files = StatusFiles(layout.public, config.node, root.check)
     stack.push_async_callback(asyncio.to_thread, status_files.close)
-    tree = stack.enter_context(contextlib.closing(TreeWatch(layout, loop)))
+    tree = stack.enter_context(contextlib.closing(TreeWatch(layout, asyncio.get_running_loop())))
     ledger = Ledger(config.quota, watch.space)
     ledger.count_all(recovered.on_disk)
     cluster = _make_cluster(config) if volumes is None else volumes.join(_make_cluster(config))
     journal = DigestJournal(layout.digests, recovered.digests)
-    damaged, lost = recovered.damaged, recovered.lost
-    marks = marks if recovered.are_blobs_read else None
     statuses = await blocking.run(recovery.read_statuses, layout, recovered)
-    del recovered  # its tables are as large as those that were made of them
-    metrics = DaemonMetrics()
-    timeouts = HttpSettings(header_timeout_s=config.stall_timeout_s, stall_window_s=config.stall_timeout_s)
-    client = stack.enter_context(contextlib.closing(HttpClient(timeouts)))
-    bounds = WorkerSettings(config.connections, config.connections_per_origin, config.max_bandwidth, sealing)
-    workers = Workers(layout, client, bounds, metrics, journal)
-    stack.push_async_callback(asyncio.to_thread, workers.stop)
-    pooled = contextlib.ExitStack()
-    stack.push_async_callback(asyncio.to_thread, pooled.close)
-    pool = await blocking.run(pooled.enter_context, open_pool(config.pool, layout, metrics.add_peers))
-    downloads = Downloads(layout, workers, ledger)
-    publisher = Publisher(
+    remains = _Remains(recovered.damaged, recovered.lost, statuses, marks if recovered.are_blobs_read else None)
+    node = _Node(
         layout=layout,
         root=root,
-        inventory=inventory,
-        status_files=status_files,
-        ledger=ledger,
         blocking=blocking,
+        sealing=sealing,
+        volumes=volumes,
+        inventory=inventory,
+        start_index=start_index,
+        watch=watch,
+        status_files=status_files,
+        tree=tree,
+        ledger=ledger,
         cluster=cluster,
         journal=journal,
-        ignoring_own=tree.ignoring_own,
+        metrics=DaemonMetrics(),
     )
-    await publisher.discard(damaged)
+    return node, remains  # the other tables of the recovery, as large as those that were made of them, end here
+
+
+async def _work(
+    stack: contextlib.AsyncExitStack,
+    config: Config,
+    ending: SignalThread,
+    stop: asyncio.Event,
+    max_clients: int,
+    cold_starts: ColdStarts | None,
+) -> tuple[str, int]:
+    """Recover the root, create the parts, and run them; return the TCP listener's address. `stack` closes the parts."""
+    loop = asyncio.get_running_loop()
+    node, remains = await _open_node(stack, config, stop)
+    status_files, cluster = node.status_files, node.cluster
+    client, workers = _start_workers(stack, node, config)
+    downloads = Downloads(node.layout, workers, node.ledger)
+    publisher = _make_publisher(node)
+    await publisher.discard(remains.damaged)
     publisher.report_published()
-    fetches = VersionFetches(
-        layout=layout,
-        ledger=ledger,
-        downloads=downloads,
-        status_files=status_files,
-        publisher=publisher,
-        blocking=blocking,
-        observer=metrics,
-        trace=cold_starts or NoFetchTrace(),
-        open_source=lambda uri: open_source(uri, client),
-        listing_timeout_s=_LISTING_STALLS * config.stall_timeout_s,
-        pool=pool,
-    )
-    reconciler = Reconciler(
-        status_files=status_files,
-        inventory=inventory,
-        ledger=ledger,
-        downloads=downloads,
-        fetches=fetches,
-        publisher=publisher,
-        metrics=metrics,
-        cluster=cluster,
-        loop=loop,
-        clock=time.monotonic,
-        high_watermark=config.high_watermark,
-        low_watermark=config.low_watermark,
-    )
-    reconciler.resume(_adopt_statuses(statuses, status_files, inventory, lost))
+    fetches = await _make_fetches(stack, node, config, client, downloads, publisher, cold_starts)
+    reconciler = _make_reconciler(node, config, downloads, fetches, publisher)
+    reconciler.resume(_adopt_statuses(remains.statuses, status_files, node.inventory, remains.lost))
     await status_files.flushed()  # none says `ready` any more of what is not here, before anybody may ask
     catalog = CatalogFile(config.catalog, reconciler.use_catalog)
-    recheck = Recheck(
-        layout=layout,
-        inventory=inventory,
-        status_files=status_files,
-        versions=reconciler,
-        count_bad=partial(metrics.verify_failed, "recheck"),
-        count_outcome=metrics.count_recheck,
-    )
-    service = DaemonService(
-        layout=layout,
-        inventory=inventory,
-        status_files=status_files,
-        ledger=ledger,
-        blocking=blocking,
-        cluster=cluster,
-        metrics=metrics,
-        reconciler=reconciler,
-        fetches=fetches,
-        workers=workers,
-        catalog=catalog,
-        recheck=recheck,
-    )
-    imports = Imports(
-        layout=layout,
-        inventory=inventory,
-        ledger=ledger,
-        publisher=publisher,
-        status_files=status_files,
-        blocking=blocking,
-        metrics=metrics,
-        reconciler=reconciler,
-        resources=workers,
-        catalog=catalog,
-    )
-    inspection = Inspection(
-        layout=layout,
-        root=root,
-        tree=tree,
-        inventory=inventory,
-        status_files=status_files,
-        recount=Recount(layout, root, ledger, marks),
-        blocking=blocking,
-        publisher=publisher,
-        refetch=lambda lost: reconciler.resume(dict.fromkeys(lost)),
-    )
-    doubts = Doubts(
-        layout=layout,
-        inventory=inventory,
-        blocking=blocking,
-        recheck=recheck,
-        check_names=inspection.check,
-        bell=tree,
-    )
+    recheck = _make_recheck(node, reconciler)
+    service = _make_service(node, reconciler, fetches, workers, catalog, recheck)
+    imports = _make_imports(node, publisher, reconciler, workers, catalog)
+    inspection = _make_inspection(node, publisher, reconciler, remains.marks)
+    doubts = _make_doubts(node, recheck, inspection)
     deleted = asyncio.Event()
-    watch.follow(ledger, partial(_set_from_thread, loop, deleted), reconciler.is_fetching)
+    node.watch.follow(node.ledger, partial(_set_from_thread, loop, deleted), reconciler.is_fetching)
     ending.set_handler(partial(loop.call_soon_threadsafe, stop.set))
     reads = make_read_api(service, page_readers=max_clients // 2 if config.page == "on" else 0)
-    explanations = Explanations(
-        node=config.node,
-        inventory=inventory,
-        status_files=status_files,
-        cluster=cluster,
-        reconciler=reconciler,
-        find_not_ready_reason=service.find_not_ready_reason,
-    )
+    explanations = _make_explanations(node, config, reconciler, service)
     commands = make_control_api(service, imports, explanations)
     address, control = await stack.enter_async_context(
-        open_listeners(config.listen, layout, blocking, reads, commands, max_clients)
+        open_listeners(config.listen, node.layout, node.blocking, reads, commands, max_clients)
     )
     tasks = {
         "reconciler": reconciler.run(),
@@ -356,41 +311,23 @@ async def _work(
         "recount": inspection.run_recounts(),
         "socket": control.keep_open(),
         "cluster": cluster.run(partial(_follow_cluster, reconciler, status_files, cluster, cold_starts)),
-        "reports": _report_to_cluster(cluster, status_files, ledger, cold_starts),
-        "index": start_index.run(reconciler.is_fetching),
+        "reports": _report_to_cluster(cluster, status_files, node.ledger, cold_starts),
+        "index": node.start_index.run(reconciler.is_fetching),
         "garbage": collect_when_quiet(reconciler.is_fetching),
     }
     if config.scrub_rate > 0:
-        scrub_parts = ScrubParts(
-            layout=layout,
-            inventory=inventory,
-            sealing=sealing,
-            is_fetching=workers.busy,
-            is_checking=recheck.is_busy,
-            repairs=reconciler,
-            count_hashed=metrics.count_scrubbed_bytes,
-            count_bad=partial(metrics.verify_failed, "scrub"),
-        )
-        scrub = Scrub(scrub_parts, ScrubPace(config.scrub_rate, config.scrub_period_s, config.node))
-        metrics.add_scrub(scrub.compute_oldest_age_s, config.scrub_period_s)
+        scrub = _make_scrub(node, config, workers, recheck, reconciler)
+        node.metrics.add_scrub(scrub.compute_oldest_age_s, config.scrub_period_s)
         tasks["scrub"] = scrub.run()
     if config.resolve_interval_s is not None:
         tasks["freshness"] = PeriodicResolve(reconciler, fetches, config.resolve_interval_s).run()
     leave: Callable[[], Awaitable[None]] | None = None
-    if volumes is not None:
-        driver = volumes.make_driver(
-            node=config.node,
-            inventory=inventory,
-            status_files=status_files,
-            cluster=cluster,
-            planner=_VolumePlanner(reconciler, catalog),
-            recheck=recheck.recheck,
-            registry=metrics.registry,
-            find_trouble=service.find_not_ready_reason,
-        )
+    if node.volumes is not None:
+        planner = _VolumePlanner(reconciler, catalog)
+        driver = _make_driver(node.volumes, node, config, planner, recheck, service)
         tasks["csi"] = driver.run(await stack.enter_async_context(driver.open_sockets()))
         leave = driver.leave
-    await _run_tasks(tasks, service, layout, deleted=deleted, stop=stop, leave=leave)
+    await _run_tasks(tasks, service, node.layout, deleted=deleted, stop=stop, leave=leave)
     return address
 
 
@@ -488,6 +425,200 @@ class _VolumePlanner:
         self.take_wants = reconciler.take_wants
         self.wake = reconciler.wake
         self.find_forbidden = reconciler.find_forbidden
+
+
+def _start_workers(stack: contextlib.AsyncExitStack, node: _Node, config: Config) -> tuple[HttpClient, Workers]:
+    """Return the HTTP client, and the threads that receive with it; `stack` ends both."""
+    timeouts = HttpSettings(header_timeout_s=config.stall_timeout_s, stall_window_s=config.stall_timeout_s)
+    client = stack.enter_context(contextlib.closing(HttpClient(timeouts)))
+    bounds = WorkerSettings(config.connections, config.connections_per_origin, config.max_bandwidth, node.sealing)
+    workers = Workers(node.layout, client, bounds, node.metrics, node.journal)
+    stack.push_async_callback(asyncio.to_thread, workers.stop)
+    return client, workers
+
+
+async def _make_fetches(
+    stack: contextlib.AsyncExitStack,
+    node: _Node,
+    config: Config,
+    client: HttpClient,
+    downloads: Downloads,
+    publisher: Publisher,
+    cold_starts: ColdStarts | None,
+) -> VersionFetches:
+    """Return the version fetches, in the pool of `config` where there is one; `stack` leaves it."""
+    pooled = contextlib.ExitStack()
+    stack.push_async_callback(asyncio.to_thread, pooled.close)
+    pool = await node.blocking.run(pooled.enter_context, open_pool(config.pool, node.layout, node.metrics.add_peers))
+    return VersionFetches(
+        layout=node.layout,
+        ledger=node.ledger,
+        downloads=downloads,
+        status_files=node.status_files,
+        publisher=publisher,
+        blocking=node.blocking,
+        observer=node.metrics,
+        trace=cold_starts or NoFetchTrace(),
+        open_source=lambda uri: open_source(uri, client),
+        listing_timeout_s=_LISTING_STALLS * config.stall_timeout_s,
+        pool=pool,
+    )
+
+
+def _make_publisher(node: _Node) -> Publisher:
+    return Publisher(
+        layout=node.layout,
+        root=node.root,
+        inventory=node.inventory,
+        status_files=node.status_files,
+        ledger=node.ledger,
+        blocking=node.blocking,
+        cluster=node.cluster,
+        journal=node.journal,
+        ignoring_own=node.tree.ignoring_own,
+    )
+
+
+def _make_reconciler(
+    node: _Node, config: Config, downloads: Downloads, fetches: VersionFetches, publisher: Publisher
+) -> Reconciler:
+    return Reconciler(
+        status_files=node.status_files,
+        inventory=node.inventory,
+        ledger=node.ledger,
+        downloads=downloads,
+        fetches=fetches,
+        publisher=publisher,
+        metrics=node.metrics,
+        cluster=node.cluster,
+        loop=asyncio.get_running_loop(),
+        clock=time.monotonic,
+        high_watermark=config.high_watermark,
+        low_watermark=config.low_watermark,
+    )
+
+
+def _make_service(
+    node: _Node,
+    reconciler: Reconciler,
+    fetches: VersionFetches,
+    workers: Workers,
+    catalog: CatalogFile,
+    recheck: Recheck,
+) -> DaemonService:
+    return DaemonService(
+        layout=node.layout,
+        inventory=node.inventory,
+        status_files=node.status_files,
+        ledger=node.ledger,
+        blocking=node.blocking,
+        cluster=node.cluster,
+        metrics=node.metrics,
+        reconciler=reconciler,
+        fetches=fetches,
+        workers=workers,
+        catalog=catalog,
+        recheck=recheck,
+    )
+
+
+def _make_imports(
+    node: _Node, publisher: Publisher, reconciler: Reconciler, workers: Workers, catalog: CatalogFile
+) -> Imports:
+    return Imports(
+        layout=node.layout,
+        inventory=node.inventory,
+        ledger=node.ledger,
+        publisher=publisher,
+        status_files=node.status_files,
+        blocking=node.blocking,
+        metrics=node.metrics,
+        reconciler=reconciler,
+        resources=workers,
+        catalog=catalog,
+    )
+
+
+def _make_inspection(node: _Node, publisher: Publisher, reconciler: Reconciler, marks: Marks | None) -> Inspection:
+    """Return the comparison of inventory and disk; what it finds lost is fetched again."""
+    return Inspection(
+        layout=node.layout,
+        root=node.root,
+        tree=node.tree,
+        inventory=node.inventory,
+        status_files=node.status_files,
+        recount=Recount(node.layout, node.root, node.ledger, marks),
+        blocking=node.blocking,
+        publisher=publisher,
+        refetch=lambda lost: reconciler.resume(dict.fromkeys(lost)),
+    )
+
+
+def _make_recheck(node: _Node, reconciler: Reconciler) -> Recheck:
+    return Recheck(
+        layout=node.layout,
+        inventory=node.inventory,
+        status_files=node.status_files,
+        versions=reconciler,
+        count_bad=partial(node.metrics.verify_failed, "recheck"),
+        count_outcome=node.metrics.count_recheck,
+    )
+
+
+def _make_doubts(node: _Node, recheck: Recheck, inspection: Inspection) -> Doubts:
+    return Doubts(
+        layout=node.layout,
+        inventory=node.inventory,
+        blocking=node.blocking,
+        recheck=recheck,
+        check_names=inspection.check,
+        bell=node.tree,
+    )
+
+
+def _make_scrub(node: _Node, config: Config, workers: Workers, recheck: Recheck, reconciler: Reconciler) -> Scrub:
+    parts = ScrubParts(
+        layout=node.layout,
+        inventory=node.inventory,
+        sealing=node.sealing,
+        is_fetching=workers.busy,
+        is_checking=recheck.is_busy,
+        repairs=reconciler,
+        count_hashed=node.metrics.count_scrubbed_bytes,
+        count_bad=partial(node.metrics.verify_failed, "scrub"),
+    )
+    return Scrub(parts, ScrubPace(config.scrub_rate, config.scrub_period_s, config.node))
+
+
+def _make_explanations(node: _Node, config: Config, reconciler: Reconciler, service: DaemonService) -> Explanations:
+    return Explanations(
+        node=config.node,
+        inventory=node.inventory,
+        status_files=node.status_files,
+        cluster=node.cluster,
+        reconciler=reconciler,
+        find_not_ready_reason=service.find_not_ready_reason,
+    )
+
+
+def _make_driver(
+    volumes: MountedVolumes,
+    node: _Node,
+    config: Config,
+    planner: _VolumePlanner,
+    recheck: Recheck,
+    service: DaemonService,
+) -> Driver:
+    return volumes.make_driver(
+        node=config.node,
+        inventory=node.inventory,
+        status_files=node.status_files,
+        cluster=node.cluster,
+        planner=planner,
+        recheck=recheck.recheck,
+        registry=node.metrics.registry,
+        find_trouble=service.find_not_ready_reason,
+    )
 
 
 def _find_volumes(layout: Layout, config: Config, socket: Path) -> MountedVolumes:
