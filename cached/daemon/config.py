@@ -15,7 +15,7 @@ from typing import TypeVar
 from cached.contract.layout import DEFAULT_ROOT
 from cached.contract.program.options import OptionParser, parse_address, whole_number
 from cached.contract.program.units import parse_duration, parse_rate, parse_size
-from cached.daemon.pool import PoolOptions
+from cached.daemon.pool import ZONE_LABEL, PoolOptions
 from cached.fetch.pool.membership import parse_peers
 from cached.peers.messages import is_zone
 
@@ -206,7 +206,8 @@ def _add_peer_options(parser: OptionParser) -> None:
         help="the most to send to other nodes, as 1GiB/s",
     )
     zone = "this node's zone: each zone imports a version once"
-    parser.option("--peer-zone", type=_parse_zone, default="", otherwise="none", metavar="ZONE", help=zone)
+    label = f"that of the node's label {ZONE_LABEL}"
+    parser.option("--peer-zone", type=_parse_zone, otherwise=label, metavar="ZONE", help=zone)
 
 
 def _parse_zone(text: str) -> str:

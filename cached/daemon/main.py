@@ -449,7 +449,8 @@ async def _make_fetches(
     """Return the version fetches, in the pool of `config` where there is one; `stack` leaves it."""
     pooled = contextlib.ExitStack()
     stack.push_async_callback(asyncio.to_thread, pooled.close)
-    pool = await node.blocking.run(pooled.enter_context, open_pool(config.pool, node.layout, node.metrics.add_peers))
+    opening = open_pool(config.pool, node.layout, lambda: node.cluster.labels, node.metrics.add_peers)
+    pool = await node.blocking.run(pooled.enter_context, opening)
     return VersionFetches(
         layout=node.layout,
         ledger=node.ledger,

@@ -1,14 +1,16 @@
-"""This node's part in a pool of nodes, from the options `--peers…`.
+"""This node's part in a pool of nodes, from the options `--peers…` and the node's label of its zone.
 
 Law: wires `cached/fetch/pool` and the port for peers, and closes them in their order. Without `--peers`, or without a
-key, there is nothing, and the log says so.
+key file, there is nothing; while the key file has no key the port refuses everything and the node fetches as without
+peers. The log says so once.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from cached.fetch.pool.membership import Membership, Place
 from cached.fetch.pool.node import PoolNode
 from cached.fetch.workers import PEER_HTTP
 from cached.peers.members import format_address
+from cached.peers.messages import is_zone
 from cached.peers.serving.contents import Contents
 from cached.peers.serving.key_file import KeyFile
 from cached.peers.serving.server import PeerServer, ServerSettings, ServingMetrics
@@ -26,24 +29,30 @@ from cached.transport.connection.cancel import Cancellation
 
 _log = logging.getLogger("holdfast")
 
+ZONE_LABEL = "topology.kubernetes.io/zone"
+
 
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
-    """`peers`: where the members are, None: off; `upload` in bytes a second, None: no limit."""
+    """`peers`: where the members are, None: off; `upload` in bytes a second, None: no limit; `zone` None:
+    that of the node's label."""
 
     peers: tuple[Place, ...] | None
     listen: tuple[str, int]
     key_file: Path | None
     upload: int | None
-    zone: str
+    zone: str | None
 
 
 @contextlib.contextmanager
 def open_pool(
-    options: PoolOptions, layout: Layout, add_metrics: Callable[[Callable[[], int]], ServingMetrics]
+    options: PoolOptions,
+    layout: Layout,
+    list_labels: Callable[[], Mapping[str, str] | None],
+    add_metrics: Callable[[Callable[[], int]], ServingMetrics],
 ) -> Iterator[PoolNode | None]:
-    """Join the pool for a `with` block; None where there is none. Raises `Permanent` (`cannot_listen`, `no_pool_key`),
-    or `Transient` (`no_thread`)."""
+    """Join the pool for a `with` block; None where there is none. `list_labels` returns the node's labels, None while
+    they are not known. Raises `Permanent` (`cannot_listen`) or `Transient` (`no_thread`)."""
     if options.peers is None:
         yield None
         return
@@ -52,14 +61,14 @@ def open_pool(
         yield None
         return
     keys = KeyFile(options.key_file)
-    keys.read()
+    keys.has_keys()  # the log says now if there are none
     with contextlib.ExitStack() as stack:
         client = stack.enter_context(contextlib.closing(HttpClient(PEER_HTTP)))
         cancellation = Cancellation()
         membership = Membership(options.peers, options.listen[1])
         link = HttpPoolLink(client, membership, keys.read, options.listen[1], cancellation)
-        node = PoolNode(layout, options.zone, membership, link)
-        metrics = add_metrics(lambda: len(membership.list_others()))
+        node = PoolNode(layout, _NodeZone(options.zone, list_labels).find, membership, link, keys.has_keys)
+        metrics = add_metrics(lambda: len(membership.list_others()) if keys.has_keys() else 0)
         server = PeerServer(Contents(layout, node), node, keys.read, ServerSettings(rate=options.upload), metrics)
         bound = server.open(options.listen)
         stack.callback(node.close)
@@ -69,3 +78,25 @@ def open_pool(
         stack.callback(membership.close)
         _log.info("peers: serving at %s, members: %d", format_address(*bound), len(membership.list_all()))
         yield node
+
+
+class _NodeZone:
+    """This node's zone: the option's, else that of its label as it was last read. Thread-safe."""
+
+    def __init__(self, given: str | None, list_labels: Callable[[], Mapping[str, str] | None]) -> None:
+        self._given = given
+        self._list_labels = list_labels
+        self._lock = threading.Lock()
+        self._told = ""
+
+    def find(self) -> str:
+        """Return the zone, empty where none is known."""
+        if self._given is not None:
+            return self._given
+        zone = (self._list_labels() or {}).get(ZONE_LABEL, "")
+        zone = zone if is_zone(zone) else ""
+        with self._lock:
+            if zone != self._told:
+                _log.info("peers: this node's zone is %s, by its label %s", zone or "not known", ZONE_LABEL)
+            self._told = zone
+        return zone

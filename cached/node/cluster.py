@@ -49,7 +49,7 @@ class Cluster(Protocol):
 
     @property
     def labels(self) -> Mapping[str, str] | None:
-        """The node's labels, for the catalog's node selectors; None: not known yet."""
+        """The node's labels, for its zone and the catalog's selectors; None: not known yet. Threads read it too."""
 
     def pods(self) -> tuple[PodWant, ...]:
         """Return the wants of this node's pods."""

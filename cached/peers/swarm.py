@@ -67,14 +67,14 @@ class _Left:
 
 
 class Swarm:
-    """The state of one node's fetch of one version."""
+    """The state of one node's fetch of one version. `zone` may change: the next announce says it."""
 
     def __init__(self, version: str, pieces: int, zone: str, have: int, now: float, rng: random.Random) -> None:
         """`have`: the pieces that the node has and serves already."""
         self._version = version
         self._pieces = pieces
         self._all = all_bits(pieces)
-        self._zone = zone
+        self.zone = zone
         self._rng = rng
         self.have = have
         self._asked = 0  # pieces that are being received
@@ -216,7 +216,7 @@ class Swarm:
 
     def describe(self) -> Announce:
         """Return what this node has and fetches, for a tracker that asks."""
-        return Announce(self._version, self._pieces, self._zone, self.have, 0, working=tuple(self._grants))
+        return Announce(self._version, self._pieces, self.zone, self.have, 0, working=tuple(self._grants))
 
     def make_announce(self, among: int, now: float, blobs: tuple[tuple[str, int], ...] = ()) -> Announce:
         """Return the announce that is due; `among`: the pieces that could be begun now."""
@@ -236,7 +236,7 @@ class Swarm:
         return Announce(
             version=self._version,
             pieces=self._pieces,
-            zone=self._zone,
+            zone=self.zone,
             have=self.have,
             want=among & ~self.have & ~self._asked,
             working=(*self._grants, *self._imports),

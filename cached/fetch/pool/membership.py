@@ -1,6 +1,8 @@
 """The members of the pool, from the addresses that `--peers` names: `dns:NAME:PORT` or `HOST:PORT,…`.
 
-Law: names are looked up every 30 s; the last answer is kept while there is none. Works without the Kubernetes API.
+Law: names are looked up every 30 s, sooner while no other member is known; the last answer is kept while there is none.
+A name with addresses of both families stands for nodes that have two each: one family counts. Works without the
+Kubernetes API.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import contextlib
 import logging
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from cached.contract.program import limits
@@ -18,6 +20,7 @@ from cached.peers.members import MAX_MEMBERS, format_address, parse_address
 _log = logging.getLogger(__name__)
 
 LOOKUP_S = 30.0
+ALONE_S = 3.0  # at a first start the name service learns of the pods one by one
 Resolver = Callable[[str, int], Sequence[str]]
 
 
@@ -57,14 +60,19 @@ class Membership:
     """The members now. Thread-safe; `start` begins the look-ups."""
 
     def __init__(
-        self, places: Sequence[Place], own_port: int, resolve: Resolver = look_up, lookup_s: float = LOOKUP_S
+        self,
+        places: Sequence[Place],
+        own_port: int,
+        resolve: Resolver = look_up,
+        lookup_s: float = LOOKUP_S,
+        alone_s: float = ALONE_S,
     ) -> None:
-        self._lookup_s = lookup_s
+        self._lookup_s, self._alone_s = lookup_s, alone_s
         self._places = places
         self._own_port = own_port
         self._resolve = resolve
         self._members: dict[Place, tuple[str, ...]] = {}
-        self._own = ""
+        self._own: frozenset[str] = frozenset()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pool members", daemon=True)
         self._failing = False
@@ -86,26 +94,33 @@ class Membership:
 
     def list_others(self) -> tuple[str, ...]:
         """Return all members but this node."""
-        return tuple(address for address in self.list_all() if address != self._own)
+        return tuple(address for address in self.list_all() if address not in self._own)
 
     def _run(self) -> None:
-        while not self._ending.wait(self._lookup_s):
+        while not self._ending.wait(self._lookup_s if self.list_others() else self._alone_s):
             self._look()
 
     def _look(self) -> None:
         members, failure = dict(self._members), None
         for place in self._places:
             try:
-                members[place] = tuple(dict.fromkeys(self._resolve(place.host, place.port)))
+                members[place] = _choose_family(dict.fromkeys(self._resolve(place.host, place.port)))
             except OSError as error:
                 failure = f"{place.host}: {error.strerror or error}"
         self._members = members
-        for address in self.list_all():
-            if parse_address(address)[1] == self._own_port and _is_here(address):
-                self._own = address
+        same_port = [address for address in self.list_all() if parse_address(address)[1] == self._own_port]
+        self._own = frozenset(filter(_is_here, same_port))
         if (failure is not None) is not self._failing:
             self._failing = failure is not None
             _log.log(logging.WARNING if failure else logging.INFO, "members of the pool: %s", failure or "found again")
+
+
+def _choose_family(addresses: Iterable[str]) -> tuple[str, ...]:
+    """Return those of the family that has more, of IPv4 if both have as many: all nodes choose the same."""
+    found = list(addresses)
+    six = [address for address in found if address.startswith("[")]
+    four = [address for address in found if not address.startswith("[")]
+    return tuple(six if len(six) > len(four) else four)
 
 
 def _is_here(address: str) -> bool:

@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from cached.contract.errors import HoldfastError
@@ -35,12 +35,21 @@ _MAX_SEEDED = 64
 class PoolNode:
     """This node's part in its pool."""
 
-    def __init__(self, layout: Layout, zone: str, membership: Membership, link: HttpPoolLink) -> None:
-        """Raises `Transient` (`no_thread`)."""
+    def __init__(
+        self,
+        layout: Layout,
+        find_zone: Callable[[], str],
+        membership: Membership,
+        link: HttpPoolLink,
+        has_key: Callable[[], bool],
+    ) -> None:
+        """`find_zone`, `has_key`: this node's zone, and whether it has the pool's key, now. Raises `Transient`
+        (`no_thread`)."""
         self._layout = layout
-        self._zone = zone
+        self._find_zone = find_zone
         self._membership = membership
         self._link = link
+        self._has_key = has_key
         self._lock = threading.Lock()
         self._versions: dict[str, VersionPool] = {}
         self._trackers = Trackers(random.Random())  # noqa: S311 - whom to ask, no secret
@@ -49,9 +58,9 @@ class PoolNode:
         self._closing = False
 
     def join(self, blob_sizes: Mapping[str, int], committed: Iterable[str]) -> VersionPool | None:
-        """Begin to fetch a version of these blobs (size by sha256), of which some are committed; None where there are
-        no other nodes, or too many pieces. `VersionPool.leave` ends it."""
-        if not self._membership.list_others():
+        """Begin to fetch a version of these blobs (size by sha256), of which some are committed; None where there is
+        no key, no other node, or too many pieces. `VersionPool.leave` ends it."""
+        if not self._has_key() or not self._membership.list_others():
             return None
         try:
             pieces = PieceMap(blob_sizes.items())
@@ -68,7 +77,7 @@ class PoolNode:
             known = self._versions.get(pieces.key)
             if known is not None and known.enter():
                 return known
-            found = VersionPool(pieces, self._zone, have, self._link, self._layout, self._forget)
+            found = VersionPool(pieces, self._find_zone, have, self._link, self._layout, self._forget)
             self._versions[pieces.key] = found
             return found
 

@@ -59,22 +59,23 @@ class VersionPool:
     def __init__(
         self,
         pieces: PieceMap,
-        zone: str,
+        find_zone: Callable[[], str],
         have: int,
         link: PoolLink,
         layout: Layout,
         forget: Callable[[VersionPool], None],
     ) -> None:
-        """`have`: the pieces of blobs that are committed already; `forget` is called by the thread at its end. Raises
-        `Transient` (`no_thread`)."""
+        """`find_zone`: asked at each turn; `have`: the pieces of blobs committed already; `forget` is called by
+        the thread at its end. Raises `Transient` (`no_thread`)."""
         self.pieces = pieces
         self._link = link
         self._layout = layout
         self._forget = forget
+        self._find_zone = find_zone
         self._clock = time.monotonic
         self._lock = threading.Lock()
         rng = random.Random()  # noqa: S311 - whom to ask, no secret
-        self._swarm = Swarm(pieces.key, pieces.count, zone, have, self._clock(), rng)
+        self._swarm = Swarm(pieces.key, pieces.count, find_zone(), have, self._clock(), rng)
         self._users = 1
         self._active_at = self._clock()  # when a tracker last named a node that fetches the version
         self._supplies: dict[str, BlobSupply] = {}
@@ -234,6 +235,7 @@ class VersionPool:
             supplies = list(self._supplies.values())
             among = self._find_open(supplies)
             now = self._clock()
+            self._swarm.zone = self._find_zone()
             due = now >= self._swarm.next_announce_at()
             message = self._swarm.make_announce(among, now, self.pieces.blobs) if due else None
         if message is not None:

@@ -87,7 +87,7 @@ class ServerSettings:
 
 class PeerServer:
     """A listening port. `announces`: who answers the pool's announces; `read_keys` returns the pool's
-    current keys; `clock` is in seconds since the epoch."""
+    current keys, or raises `Permanent` while there are none; `clock` is in seconds since the epoch."""
 
     def __init__(
         self,
@@ -217,6 +217,9 @@ class PeerServer:
         except Refused as error:
             connection.log_refusal(str(error))
             self._refuse(connection, 401, "expected a request that is signed by this pool")
+            return False
+        except HoldfastError:  # no key yet, which the log says once
+            self._refuse(connection, 401, "this node has no key of a pool yet")
             return False
         return True
 

@@ -7,8 +7,16 @@ from collections.abc import Sequence
 
 import pytest
 
-from cached.fetch.pool.membership import Membership, Place, look_up, parse_peers
+from cached.fetch.pool.membership import Membership, Place, Resolver, look_up, parse_peers
 from tests.support.fetching import eventually
+
+HOUR_S = 3600.0
+
+
+def answering(*answers: Sequence[str]) -> Resolver:
+    """A name service with these answers, one after the other."""
+    left = list(answers)
+    return lambda _host, _port: left.pop(0)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +80,33 @@ def test_the_last_answer_is_kept(caplog: pytest.LogCaptureFixture) -> None:
     finally:
         membership.close()
     assert len([record for record in caplog.records if "no name" in record.getMessage()]) == 1
+
+
+def test_a_node_of_two_families_is_one_member() -> None:
+    """Of a name with IPv4 and IPv6 addresses one family counts, the same for every node: else each would be two
+    members."""
+    answers = {"dual": ["[2001:db8::1]:5", "198.51.100.1:5"], "six": ["[2001:db8::1]:5", "[2001:db8::2]:5"]}
+    both = answers["six"] + answers["dual"][1:]
+    for answer, expected in (
+        (answers["dual"], ("198.51.100.1:5",)),
+        (answers["six"], ("[2001:db8::1]:5", "[2001:db8::2]:5")),
+        (both, ("[2001:db8::1]:5", "[2001:db8::2]:5")),
+    ):
+        membership = Membership((Place("peers", 5),), 5, answering(answer))
+        membership.start()
+        membership.close()
+        assert membership.list_all() == expected
+
+
+def test_a_lone_node_looks_again_soon() -> None:
+    """While the name has no other member, it is looked up again sooner than later."""
+    resolve = answering(["127.0.0.1:5"], ["127.0.0.1:5"], ["127.0.0.1:5", "198.51.100.1:5"])
+    membership = Membership((Place("peers", 5),), 5, resolve, lookup_s=HOUR_S, alone_s=0.01)
+    membership.start()
+    try:
+        eventually(lambda: membership.list_others() == ("198.51.100.1:5",))
+    finally:
+        membership.close()
 
 
 def test_a_host_is_looked_up() -> None:

@@ -45,7 +45,7 @@ class Link:
 def version_pool(tmp_path: Path, link: Link, have: int = 0) -> Iterator[tuple[VersionPool, threading.Event]]:
     """A version's pool, and an event that is set when it has ended."""
     ended = threading.Event()
-    pool = VersionPool(PIECES, "", have, link, Layout(tmp_path), lambda _: ended.set())
+    pool = VersionPool(PIECES, lambda: "", have, link, Layout(tmp_path), lambda _: ended.set())
     try:
         yield pool, ended
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -50,8 +51,22 @@ def test_a_file_without_good_keys_is_an_error(tmp_path: Path, text: str | None) 
     assert OLD not in str(caught.value)
 
 
-def test_a_file_that_breaks_later_leaves_the_keys(tmp_path: Path) -> None:
-    """A file that goes away or is emptied while the daemon runs does not split the pool."""
+def test_a_key_may_come_later(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that is not there yet is told once; the key counts from the moment that it is there, which is told too."""
+    path = tmp_path / "key"
+    keys = KeyFile(path)
+    with caplog.at_level(logging.INFO):
+        assert [keys.has_keys() for _ in range(3)] == [False] * 3
+        write(path, OLD)
+        assert [keys.has_keys() for _ in range(3)] == [True] * 3
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == 2
+    assert "no peers" not in told[1]
+    assert all(str(path) in each and OLD not in each for each in told)
+
+
+def test_a_file_that_breaks_later_leaves_the_keys(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that goes away or is emptied while the daemon runs does not split the pool, and the log says it."""
     path = tmp_path / "key"
     write(path, OLD)
     keys = KeyFile(path)
@@ -60,3 +75,4 @@ def test_a_file_that_breaks_later_leaves_the_keys(tmp_path: Path) -> None:
     keys.read().check(REQUEST, signed, 0.0)
     path.unlink()
     keys.read().check(REQUEST, signed, 0.0)
+    assert [record.getMessage().count("stay") for record in caplog.records] == [1, 1]
