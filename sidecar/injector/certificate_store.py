@@ -6,21 +6,18 @@ other adopts the result. A Secret with any other content is never overwritten. W
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from cached.contract.errors import HoldfastError, Transient
+from cached.contract.errors import Transient
 from sidecar.injector.certificates import CertificateKeys, next_keys
 from sidecar.injector.kube import Json, KubeApi, KubeConflict
 from sidecar.injector.tls import ServingTls
 
 _log = logging.getLogger(__name__)
-_EVERY_S = 15.0  # two small reads; also the time until a removed caBundle is restored
-_RETRY_S = 2.0
 _ATTEMPTS = 5  # of replicas that write at the same moment, one succeeds each time
 
 
@@ -57,21 +54,6 @@ class CertificateStore:
         self._tls = tls
         self._clock = clock
         self._held: CertificateKeys | None = None
-
-    async def run(self) -> None:
-        """Repeat `step` for ever; log an error once."""
-        trouble = ""
-        while True:
-            try:
-                await self.step()
-            except HoldfastError as error:
-                if str(error) != trouble:
-                    _log.error("certificate: %s", error)
-                trouble = str(error)
-                await asyncio.sleep(_RETRY_S)
-            else:
-                trouble = ""
-                await asyncio.sleep(_EVERY_S)
 
     async def step(self) -> None:
         """Adopt or renew the Secret, serve its certificate, and publish its CAs. Raises `HoldfastError`."""

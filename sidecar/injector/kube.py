@@ -1,22 +1,27 @@
 """A few requests to the Kubernetes API: get, create, replace, and patch one object, and watch a collection.
 
 Law: knows no kind of object and keeps no connection but a watch's: with a few requests a minute, the service account's
-token and the cluster's CA are read anew each time, however they rotate. The caller decides whether to retry.
+token and the cluster's CA are read anew each time, however they rotate. The caller decides whether to retry; `keep_up`
+is the loop of callers that do.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import os
 import ssl
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 
-from cached.contract.errors import Permanent, Transient
+from cached.contract.errors import HoldfastError, Permanent, Transient
+
+_log = logging.getLogger(__name__)
 
 ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 _TIMEOUT = aiohttp.ClientTimeout(total=10)
@@ -24,7 +29,26 @@ _WATCH = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=90)  # boo
 _LONGEST_EVENT = 16 << 20
 _REMEDY = "check the injector's service account: its Role and ClusterRole, and that its token is mounted"
 
+_EVERY_S = 15.0  # two small reads; also the time until what somebody removed is restored
+_RETRY_S = 2.0
+
 Json = dict[str, Any]
+
+
+async def keep_up(step: Callable[[], Awaitable[None]], what: str) -> None:
+    """Repeat `step` for ever; log an error once, as one of `what`."""
+    trouble = ""
+    while True:
+        try:
+            await step()
+        except HoldfastError as error:
+            if str(error) != trouble:
+                _log.error("%s: %s", what, error)
+            trouble = str(error)
+            await asyncio.sleep(_RETRY_S)
+        else:
+            trouble = ""
+            await asyncio.sleep(_EVERY_S)
 
 
 class KubeConflict(Transient):

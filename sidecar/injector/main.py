@@ -29,9 +29,10 @@ from sidecar.injector.catalog_view import CatalogView, read_catalog
 from sidecar.injector.certificate_store import CertificateStore
 from sidecar.injector.driver_nodes import DriverNodes
 from sidecar.injector.http import InjectorMetrics, probe_application
-from sidecar.injector.kube import KubeApi
+from sidecar.injector.kube import KubeApi, keep_up
 from sidecar.injector.mode import Mode
 from sidecar.injector.patch import ClusterDefaults
+from sidecar.injector.pool_key import PoolKeyStore
 from sidecar.injector.settings import InjectorOptions, parse
 from sidecar.injector.tls import ServingTls
 from sidecar.injector.webhook import Reviewer, review_application
@@ -76,6 +77,9 @@ class Injector:
             _log.info("health and metrics on http://%s", metrics)
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._keep_certificate(), name="certificate")]
+                if settings.pool_secret is not None:
+                    pool_key = PoolKeyStore(KubeApi.in_cluster(), settings.pool_secret)
+                    tasks.append(group.create_task(keep_up(pool_key.step, "the pool's key"), name="pool key"))
                 if settings.catalog is not None:
                     tasks.append(group.create_task(self._follow_catalog(settings.catalog), name="catalog"))
                 if self._driver_nodes is not None:
@@ -92,7 +96,8 @@ class Injector:
     async def _keep_certificate(self) -> None:
         where = self._settings.certificate
         if not isinstance(where, Path):
-            await CertificateStore(KubeApi.in_cluster(), where, self._tls, partial(datetime.now, UTC)).run()
+            store = CertificateStore(KubeApi.in_cluster(), where, self._tls, partial(datetime.now, UTC))
+            await keep_up(store.step, "certificate")
             return
         certificate, key = where / "tls.crt", where / "tls.key"
         async for _ in _changes(certificate, key):

@@ -17,6 +17,7 @@ from sidecar.injector.certificate_store import Place
 from sidecar.injector.gate_container import GateMode, GateResources, GateSettings
 from sidecar.injector.kube import ACCOUNT
 from sidecar.injector.mode import Mode
+from sidecar.injector.pool_key import PoolSecret
 
 _LISTEN = "0.0.0.0:8443"  # the API server comes from outside the pod
 _METRICS = "0.0.0.0:8444"  # and so do the kubelet and Prometheus
@@ -29,7 +30,8 @@ _deadline = whole_number(1, 2**31 - 1 - 3600, "whole seconds")  # a probe's fail
 
 @dataclass(frozen=True, slots=True)
 class InjectorOptions:
-    """The options of one injector. `certificate`: a folder with `tls.crt` and `tls.key`, or the objects of our own."""
+    """The options of one injector. `certificate`: a folder with `tls.crt` and `tls.key`, or the objects of our own;
+    `pool_secret`: where to make the daemons' key, None: nowhere."""
 
     gate: GateSettings
     mode: Mode
@@ -37,6 +39,7 @@ class InjectorOptions:
     listen: tuple[str, int]
     metrics_listen: tuple[str, int]
     certificate: Path | Place
+    pool_secret: PoolSecret | None
     drain_s: float
     log_level: str
 
@@ -50,13 +53,15 @@ def parse(arguments: Sequence[str]) -> InjectorOptions:
     _gate_options(parser)
     _server_options(parser)
     given = parser.parse_args(list(arguments))
+    certificate = given.cert_dir or _place(parser, given)
     return InjectorOptions(
         gate=_gate(given),
         mode=Mode(given.mode),
         catalog=given.catalog,
         listen=given.listen,
         metrics_listen=given.metrics_listen,
-        certificate=given.cert_dir or _place(parser, given),
+        certificate=certificate,
+        pool_secret=_pool_secret(parser, given, certificate),
         drain_s=given.drain,
         log_level=given.log_level,
     )
@@ -107,6 +112,8 @@ def _server_options(parser: OptionParser) -> None:
     parser.option("--service-name", default=_OBJECT_NAME, metavar="NAME", help=service)
     home = "where Secret and Service are"
     parser.option("--namespace", otherwise="the pod's own", metavar="NAME", help=home)
+    pool = "make the key of the daemons' pool in this Secret, if it is empty"
+    parser.option("--peer-secret", otherwise="make none", metavar="NAME", help=pool)
     drain = "seconds to go on answering after SIGTERM"
     parser.option("--drain", type=_seconds, default="5", metavar="S", help=drain)
     parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
@@ -137,6 +144,17 @@ def _place(parser: OptionParser, given: argparse.Namespace) -> Place:
         except OSError as error:
             parser.error(f"expected --namespace or --cert-dir, found neither, and {path}: {error.strerror}")
     return Place(namespace, given.cert_secret, given.webhook_name, given.service_name)
+
+
+def _pool_secret(parser: OptionParser, given: argparse.Namespace, certificate: Path | Place) -> PoolSecret | None:
+    if given.peer_secret is None:
+        return None
+    if isinstance(certificate, Path):
+        parser.error(
+            "--peer-secret with --cert-dir, with which the injector writes nothing in the cluster: leave one out, "
+            "and make the Secret yourself (`openssl rand -hex 32`)"
+        )
+    return PoolSecret(certificate.namespace, given.peer_secret)
 
 
 def _quantity(text: str) -> str:
