@@ -114,7 +114,10 @@ def _merge(there: Json, change: Json) -> None:
 def _merge_list(there: list[Json], changes: list[Json], by: str) -> None:
     for change in changes:
         same = next((item for item in there if item.get(by) == change.get(by)), None)
-        if same is None:
+        if change.get("$patch") == "delete":
+            if same is not None:
+                there.remove(same)
+        elif same is None:
             there.append(change)
         else:
             _merge(same, change)

@@ -91,6 +91,19 @@ matchExpressions:
 {{- .Values.catalog.existingConfigMap | default "holdfast-catalog" -}}
 {{- end }}
 
+{{/* The Secret with the key of the daemons' pool. */}}
+{{- define "holdfast.peerSecret" -}}
+{{- .Values.peers.existingSecret | default "holdfast-peers" -}}
+{{- end }}
+
+{{/* Not empty where the injector makes that key: it writes nothing with cert-manager, and is not there with the policy. */}}
+{{- define "holdfast.makesPeerKey" -}}
+{{- $v := .Values -}}
+{{- if and $v.peers.enabled (not $v.peers.existingSecret) (eq $v.admission "webhook") (not $v.injector.certManager.enabled) -}}
+true
+{{- end -}}
+{{- end }}
+
 {{/* Values that are good each for itself and not together, and a namespace that forbids the daemon. */}}
 {{- define "holdfast.check" -}}
 {{- $v := .Values -}}

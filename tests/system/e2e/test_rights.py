@@ -60,14 +60,15 @@ def test_an_account_has_these_rights_and_no_other(
     assert {right for right, allowed in zip(asked, _allowed(account, where, asked), strict=True) if allowed} == rights
 
 
-def test_the_injector_has_its_secret_and_its_webhook(holdfast: Holdfast) -> None:
-    """Of the objects with its name, and of no others, it may do what keeps its certificate."""
+def test_the_injector_has_its_secrets_and_its_webhook(holdfast: Holdfast) -> None:
+    """Of its own three objects, and of no others, it may do what keeps its certificate and makes the pool's key."""
     hooks = ("admissionregistration.k8s.io", "mutatingwebhookconfigurations", "holdfast-injector")
-    tls = ("", "secrets", "holdfast-injector-tls")
-    asked = [(verb, *what) for verb, what in itertools.product(VERBS, (hooks, tls))]
+    own = [("", "secrets", name) for name in ("holdfast-injector-tls", "holdfast-peers")]
+    asked = [(verb, *what) for verb, what in itertools.product(VERBS, (hooks, *own))]
     allowed = _allowed("holdfast-injector", "holdfast", asked)
     may = {right for right, yes in zip(asked, allowed, strict=True) if yes}
-    assert may == {("get", *hooks), ("patch", *hooks), ("get", *tls), ("update", *tls)}
+    secrets = {(verb, *secret) for verb, secret in itertools.product(("get", "update"), own)}
+    assert may == {("get", *hooks), ("patch", *hooks), *secrets}
 
 
 def _allowed(account: str, where: str, asked: Sequence[tuple[str, ...]]) -> list[bool]:

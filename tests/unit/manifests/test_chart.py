@@ -166,6 +166,10 @@ _CHANGES: dict[str, Any] = {
     "mode": ("gate", {}),
     "csi.enabled": True,
     "csi.kubeletDir": ("/var/lib/k0s/kubelet", {"csi": {"enabled": True}}),
+    "peers.enabled": False,
+    "peers.existingSecret": "ours",
+    "peers.upload": "1GiB/s",
+    "peers.zone": "all",
     "credentials.secret": "keys",
     "identity.aws.roleArn": _ROLE,
     "identity.gcp.serviceAccount": _GOOGLE,
@@ -302,6 +306,8 @@ def test_options_are_the_programs(
         ({"identity": {"aws": {"roleArn": "holdfast"}}}, "identity/aws/roleArn"),
         ({"monitoring": {"podMonitors": {"interval": "often"}}}, "monitoring/podMonitors/interval"),
         ({"hostRoot": "var/lib"}, "hostRoot"),
+        ({"peers": {"upload": "fast"}}, "peers/upload"),
+        ({"peers": {"zone": "eu 1a"}}, "peers/zone"),
     ],
 )
 def test_a_bad_value_is_named(helm: Helm, values: Json, named: str) -> None:
@@ -352,6 +358,51 @@ def test_the_notes_have_the_next_two_commands(helm: Helm, values: Json) -> None:
     commands = [line.split()[0] for line in helm.notes(values).splitlines() if line.startswith("  ")]
     assert commands == (["kubectl", "kubectl"] if values else ["helm", "kubectl"])
     assert "exec daemonset/holdfast-daemon -- holdfast status" in helm.notes(values)
+
+
+def test_the_notes_tell_who_must_make_a_key(helm: Helm) -> None:
+    """Where nothing makes the pool's key, an install tells the command that does, and only there."""
+    policy: Json = {"admission": "policy"}
+    for values in (policy, {"injector": {"certManager": {"enabled": True}}}):
+        assert "patch secret holdfast-peers" in helm.notes(values)
+    for values in ({}, {**policy, "peers": {"existingSecret": "ours"}}, {**policy, "peers": {"enabled": False}}):
+        assert "patch secret" not in helm.notes(values)
+
+
+def test_a_change_of_the_admission_keeps_the_key(helm: Helm) -> None:
+    """The Secret of the pool's key is the same object whoever fills it, so that no upgrade deletes a key."""
+    kinds: list[Json] = [{}, {"admission": "policy"}, {"injector": {"certManager": {"enabled": True}}}]
+    first, *others = (one(helm.render(values), "Secret", "holdfast-peers") for values in kinds)
+    assert others == [first, first]
+    assert "data" not in first
+
+
+def test_a_key_of_ours_is_left_alone(helm: Helm) -> None:
+    """With a Secret of one's own the daemons read that; the chart makes none, and the injector has no right to it."""
+    made = helm.render({"peers": {"existingSecret": "ours"}})
+    pod = one(made, "DaemonSet", "holdfast-daemon")["spec"]["template"]["spec"]
+    assert {"name": "peers", "secret": {"secretName": "ours", "optional": True}} in pod["volumes"]
+    assert [found["metadata"]["name"] for found in made if found["kind"] == "Secret"] == ["holdfast-injector-tls"]
+    assert one(made, "Role", "holdfast-injector")["rules"][0]["resourceNames"] == ["holdfast-injector-tls"]
+    assert "HOLDFAST_PEER_SECRET" not in _environment(one(made, "Deployment", "holdfast-injector"))
+
+
+def test_without_peers_nothing_of_them_is_left(helm: Helm) -> None:
+    """Switched off, no object has a port, a right, a Secret or a variable for peers."""
+    assert "peer" not in json.dumps(helm.render({"peers": {"enabled": False}}))
+
+
+def test_peers_are_told_what_the_values_say(helm: Helm) -> None:
+    """The upload limit, the zone and the address to listen on reach the daemon, which takes them."""
+    given: Json = {"peers": {"upload": 1000000000, "zone": "all"}, "listenHost": "::"}
+    environment = _environment(one(helm.render(given, namespace="weights"), "DaemonSet", "holdfast-daemon"))
+    assert {name: value for name, value in environment.items() if "PEER" in name} == {
+        "HOLDFAST_PEERS": "dns:holdfast-peers.weights.svc:9402",
+        "HOLDFAST_PEER_LISTEN": "[::]:9402",
+        "HOLDFAST_PEER_KEY_FILE": "/etc/holdfast-peers/key",
+        "HOLDFAST_PEER_UPLOAD": "1000000000",
+        "HOLDFAST_PEER_ZONE": "all",
+    }
 
 
 def _compose(folder: Path, base: str, components: list[str]) -> Path:

@@ -38,18 +38,20 @@ def test_the_daemon_reads_pods_tells_events_and_patches_nodes(kustomization: str
     assert [binding["roleRef"]["name"] for binding in bound] == ["holdfast-daemon"]
 
 
-def test_the_injector_touches_two_objects() -> None:
-    """The injector reads and writes its own Secret and its own webhook configuration, each by name."""
+def test_the_injector_touches_three_objects() -> None:
+    """The injector reads and writes its own Secret, that of the pool's key and its own webhook configuration, each by
+    name."""
     found = objects("base")
     assert rights(one(found, "Role", "holdfast-injector")) == {
-        ("", "secrets", verb, "holdfast-injector-tls") for verb in ("get", "update")
+        ("", "secrets", verb, "holdfast-injector-tls", "holdfast-peers") for verb in ("get", "update")
     }
     assert rights(one(found, "ClusterRole", "holdfast-injector")) == {
         ("admissionregistration.k8s.io", "mutatingwebhookconfigurations", verb, "holdfast-injector")
         for verb in ("get", "patch")
     }
-    # It may not create Secrets, so its own must be there, and empty, so that an apply does not take its content away.
-    assert "data" not in one(found, "Secret", "holdfast-injector-tls")
+    # It may not create Secrets, so these must be there, and empty, so that an apply does not take their content away.
+    for name in ("holdfast-injector-tls", "holdfast-peers"):
+        assert "data" not in one(found, "Secret", name)
 
 
 def test_with_csi_the_injector_reads_csi_nodes_too() -> None:
@@ -100,12 +102,14 @@ def test_a_daemon_is_held_to_its_own_node(kustomization: str) -> None:
 
 
 def test_with_cert_manager_the_injector_has_no_rights() -> None:
-    """The component for cert-manager takes away the role that it makes needless, and its token."""
+    """The component for cert-manager takes away the role that it makes needless, the token, and what needs both."""
     (component,) = documents(MANIFESTS / "components/cert-manager/kustomization.yaml")
     gone = {p["target"]["kind"] for p in component["patches"] if "$patch: delete" in p.get("patch", "")}
     assert gone == {"Secret", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
     (deployment,) = documents(MANIFESTS / "components/cert-manager/deployment.yaml")
     assert deployment["spec"]["template"]["spec"]["automountServiceAccountToken"] is False
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert {"name": "HOLDFAST_PEER_SECRET", "$patch": "delete"} in container["env"]
 
 
 def _names(binding: Json, account: str) -> bool:

@@ -9,6 +9,9 @@ import pytest
 
 from cached.contract.annotations import CSI_DRIVER, WeightsRequest, parse
 from cached.csi.request import Access, parse_request
+from cached.daemon.config import parse_config
+from cached.fetch.pool.membership import Place as Member
+from sidecar.injector import pool_key
 from sidecar.injector import settings as inject_settings
 from sidecar.injector.certificate_store import Place
 from sidecar.injector.gate_container import NAME, make_gate, mount
@@ -77,6 +80,38 @@ def test_the_webhook_leads_to_the_injector() -> None:
     settings = inject_settings.parse(["--gate-image", "x", "--namespace", "holdfast"])
     place = settings.certificate
     assert place == Place("holdfast", "holdfast-injector-tls", "holdfast-injector", "holdfast-injector")
+
+
+@pytest.mark.parametrize("kustomization", OVERLAYS)
+def test_daemons_find_each_other(kustomization: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon looks its pool up by the name of a headless Service that has all daemons, ready or not, at the port at
+    which they serve; it is let in from daemons alone, and the key is the file of a Secret that may come later."""
+    found = objects(kustomization)
+    pod = one(found, "DaemonSet", "holdfast-daemon")["spec"]["template"]
+    (daemon,) = pod["spec"]["containers"]
+    monkeypatch.setenv("HOLDFAST_NODE", "node-1")
+    for variable in daemon["env"]:
+        monkeypatch.setenv(variable["name"], variable.get("value", "node-1"))
+    pool = parse_config([]).pool
+    (service,) = (o for o in found if o["kind"] == "Service" and o["spec"].get("clusterIP") == "None")
+    name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
+    (port,) = service["spec"]["ports"]
+    assert pool.peers == (Member(f"{name}.{namespace}.svc", port["port"]),)
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    (opened,) = (each for each in daemon["ports"] if each["name"] == port["targetPort"])
+    assert opened["containerPort"] == port["port"] == pool.listen[1]  # DNS tells addresses, not ports
+    policy = one(found, "NetworkPolicy", "holdfast-daemon")["spec"]
+    (rule,) = (rule for rule in policy["ingress"] if {"port": "peers", "protocol": "TCP"} in rule["ports"])
+    assert rule["from"] == [{"podSelector": {"matchLabels": service["spec"]["selector"]}}]
+    mounts = {mount["mountPath"]: mount["name"] for mount in daemon["volumeMounts"]}
+    assert pool.key_file is not None
+    (volume,) = (v for v in pod["spec"]["volumes"] if v["name"] == mounts[str(pool.key_file.parent)])
+    assert volume["secret"] == {"secretName": "holdfast-peers", "optional": True}
+    assert pool.key_file.name == pool_key.ENTRY
+    for injector in (o for o in found if o["kind"] == "Deployment"):
+        (container,) = injector["spec"]["template"]["spec"]["containers"]
+        assert {"name": "HOLDFAST_PEER_SECRET", "value": "holdfast-peers"} in container["env"]
 
 
 def test_other_pods_do_not_depend_on_the_webhook() -> None:
