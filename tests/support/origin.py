@@ -263,6 +263,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        self.do_GET()
+
     def _drip(self, data: bytes | memoryview) -> None:
         for byte in data:
             if self._origin._released.wait(0.01):

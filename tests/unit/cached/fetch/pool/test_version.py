@@ -7,9 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from cached.contract.layout import Layout
 from cached.fetch.attempt import Segment
-from cached.fetch.pool.version import BlobSupply, VersionPool
+from cached.fetch.pool.version import BlobSupply, VersionPool, parse_load
 from cached.fetch.supply import Receipt
 from cached.peers.messages import Announce, Reply
 from cached.peers.pieces import PIECE_BYTES, PieceMap
@@ -133,3 +136,11 @@ def test_a_seed_stays_while_others_fetch(tmp_path: Path) -> None:
         assert not ended.is_set()
         assert link.announces[-1].have == 3
         assert pool.enter()
+
+
+@given(st.text(max_size=30) | st.text(alphabet="0123456789,- \u0661\n", max_size=30))
+def test_any_load_is_a_load(text: str) -> None:
+    """Whatever a peer says of its load is two small numbers, or that of an idle node."""
+    load = parse_load(text)
+    assert 0 <= load.serving <= 9999
+    assert 0 <= load.waiting <= 9999

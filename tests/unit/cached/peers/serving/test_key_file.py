@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cached.contract.errors import Permanent
-from cached.peers.access import Refused, SignedRequest
+from cached.peers.access import PoolKeys, Refused, SignedRequest
 from cached.peers.serving.key_file import KeyFile
 
 REQUEST = SignedRequest("GET", "/", "")
@@ -76,3 +79,20 @@ def test_a_file_that_breaks_later_leaves_the_keys(tmp_path: Path, caplog: pytest
     path.unlink()
     keys.read().check(REQUEST, signed, 0.0)
     assert [record.getMessage().count("stay") for record in caplog.records] == [1, 1]
+
+
+@given(st.lists(st.sampled_from([OLD.encode(), NEW.encode(), b"\n", b"\r\n", b" ", b"\0", b"\xff", b"k"]), max_size=90))
+def test_any_bytes_are_keys_or_an_error(parts: list[bytes]) -> None:
+    """Whatever is in the file, it is 1 to 4 keys of which each is long enough, or `no_pool_key`."""
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(parts))
+        file.flush()
+        lines = [each.strip() for each in b"".join(parts).splitlines() if each.strip()]
+        try:
+            keys = KeyFile(Path(file.name)).read()
+        except Permanent as error:
+            assert error.code == "no_pool_key"
+        else:
+            assert 1 <= len(lines) == len(set(lines)) <= 4
+            assert min(map(len, lines)) >= 32
+            keys.check(REQUEST, PoolKeys(lines[:1]).sign(REQUEST, 0.0), 0.0)

@@ -1,0 +1,114 @@
+"""A node of a pool in this process: its port for others, its trackers, its swarms and its byte engine.
+
+Law: real threads, files and sockets, wired as `cached/daemon/pool.py` does; only the list of members is the test's.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+
+from cached.fetch.pool.link import HttpPoolLink
+from cached.fetch.pool.membership import Membership, Place
+from cached.fetch.pool.node import PoolNode
+from cached.fetch.workers import PEER_HTTP
+from cached.peers.access import PoolKeys
+from cached.peers.members import format_address
+from cached.peers.serving.contents import Contents
+from cached.peers.serving.server import PeerServer, ServerSettings
+from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation
+from tests.support.fetching import DEADLINE_S, check_committed, http, open_engine, spec_of
+
+HOST = "127.0.0.1"
+KEYS = PoolKeys([b"0123456789abcdef" * 2])
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at, all different."""
+    with ExitStack() as probes:
+        sockets = [probes.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
+        return [each.getsockname()[1] for each in sockets]
+
+
+class Counted:
+    """What a port sent and refused."""
+
+    def __init__(self) -> None:
+        self.sent_bytes = 0
+        self.refusals: list[int] = []
+
+    def sent(self, size: int) -> None:
+        self.sent_bytes += size
+
+    def refused(self, status: int) -> None:
+        self.refusals.append(status)
+
+
+class PoolMember:
+    """One node; `members` are the ports of all nodes that it knows, its own among them."""
+
+    def __init__(self, stack: ExitStack, root: Path, port: int, members: Sequence[int], keys: PoolKeys) -> None:
+        self.port = port
+        self.served = Counted()
+        self.cancellation = Cancellation()
+        self.membership = Membership([Place(HOST, each) for each in members], port)
+        client = stack.enter_context(closing(HttpClient(PEER_HTTP)))
+        read_keys: Callable[[], PoolKeys] = lambda: keys  # noqa: E731
+        self.link = HttpPoolLink(client, self.membership, read_keys, port, self.cancellation)
+        self.engine = stack.enter_context(open_engine(root, 4))
+        self.node = PoolNode(self.engine.layout, "", self.membership, self.link)
+        contents = Contents(self.engine.layout, self.node)
+        server = PeerServer(contents, self.node, read_keys, ServerSettings(), self.served)
+        server.open((HOST, port))
+        stack.callback(self.node.close)
+        stack.callback(self.cancellation.cancel)
+        stack.callback(server.close)
+        self.membership.start()
+        stack.callback(self.membership.close)
+
+    @property
+    def address(self) -> str:
+        return format_address(HOST, self.port)
+
+    def begin(self, data: bytes, url: str) -> Callable[[], None]:
+        """Begin to fetch a version of one blob; the result waits for it and compares every byte."""
+        spec = spec_of(data)
+        assert spec.sha256 is not None
+        pool = self.node.join({spec.sha256: len(data)}, ())
+        assert pool is not None
+        download = self.engine.launch(spec, http(url), make_supply=pool.make_supply_of(spec.sha256))
+
+        def finish() -> None:
+            try:
+                check_committed(self.engine.layout, data, download.result.result(DEADLINE_S))
+                pool.end_supply(str(spec.sha256), is_committed=True)
+            finally:
+                pool.leave()
+
+        return finish
+
+
+class Pools:
+    """Nodes on one network, of one pool or of several; each knows all addresses."""
+
+    def __init__(self, stack: ExitStack, folder: Path, count: int, strangers: Sequence[int] = ()) -> None:
+        """`strangers`: ports of members that are none of these nodes."""
+        self._stack = stack
+        self._folder = folder
+        self.ports = [*free_ports(count), *strangers]
+        self._made = 0
+
+    def add(self, keys: PoolKeys = KEYS) -> PoolMember:
+        """Start the next node."""
+        number, self._made = self._made, self._made + 1
+        return PoolMember(self._stack, self._folder / f"node{number}", self.ports[number], self.ports, keys)
+
+
+@contextmanager
+def open_pools(folder: Path, count: int, strangers: Sequence[int] = ()) -> Iterator[Pools]:
+    """Nodes for a `with` block."""
+    with ExitStack() as stack:
+        yield Pools(stack, folder, count, strangers)
