@@ -36,6 +36,11 @@ def format_address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def host_of(address: str) -> str:
+    """Return the host of an address that `format_address` wrote."""
+    return address.rpartition(":")[0]
+
+
 def rank_members(version: str, members: Iterable[str]) -> list[str]:
     """Return the members (addresses) in their order for a version (the key of its `PieceMap`)."""
     return sorted(members, key=lambda address: hashlib.sha256(f"{version} {address}".encode()).digest())

@@ -1,14 +1,17 @@
 """The versions that this node keeps track of, one tracker each.
 
 Law: pure. Bounded, whatever is announced: so many versions, so many announces of one node a second; a version that
-no node announces is forgotten. A node is named by the address that it was heard from, never by what it says.
+no node announces is forgotten. A node is the host that it was heard from, with the port that it says; one host is few
+nodes, whatever ports it says.
 """
 
 from __future__ import annotations
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 
+from cached.peers.members import host_of
 from cached.peers.messages import Announce, BadMessage, Reply
 from cached.peers.pieces import PieceMap
 from cached.peers.tracker import Tracker
@@ -18,6 +21,7 @@ SURVEY_S = 2.0  # at most, until all members said whether they have a version: b
 _BURST = 20  # announces of one node, then so many a second
 _PER_SECOND = 12.0  # the least pause between two of one node's announces is a tenth of a second
 _MAX_NODES = 8192
+_MAX_OF_HOST = 16  # a node is its host and the port that it says: no host is more nodes than this at once
 _TIDY_S = 5.0
 
 
@@ -38,6 +42,7 @@ class Trackers:
         self._rng = rng
         self._trackers: dict[str, Tracker] = {}
         self._budgets: dict[str, _Budget] = {}
+        self._hosts = Counter[str]()  # the budgets of each
         self._tidied_at = 0.0
 
     def __len__(self) -> int:
@@ -55,10 +60,10 @@ class Trackers:
     def announce(self, address: str, message: Announce, now: float) -> Reply:
         """Take the announce of the node at `address` (`IP:PORT`). Raises `TooMany`, or `BadMessage` for one that
         contradicts itself or what others say of the version."""
-        self._spend(address, now)
-        _check_blobs(message)
         if now >= self._tidied_at + _TIDY_S:
             self._tidy(now)
+        self._spend(address, now)
+        _check_blobs(message)
         tracker = self._trackers.get(message.version)
         if tracker is None:
             if len(self._trackers) >= MAX_VERSIONS:
@@ -77,9 +82,11 @@ class Trackers:
         if budget is None:
             if len(self._budgets) >= _MAX_NODES:
                 self._tidy(now)
-            if len(self._budgets) >= _MAX_NODES:
-                raise TooMany(f"expected at most {_MAX_NODES} nodes at once")
+            host = host_of(address)
+            if len(self._budgets) >= _MAX_NODES or self._hosts[host] >= _MAX_OF_HOST:
+                raise TooMany(f"expected at most {_MAX_NODES} nodes at once, {_MAX_OF_HOST} of a host")
             budget = self._budgets[address] = _Budget(_BURST, now)
+            self._hosts[host] += 1
         budget.left = min(_BURST, budget.left + (now - budget.at) * _PER_SECOND)
         budget.at = now
         if budget.left < 1:
@@ -95,6 +102,7 @@ class Trackers:
                 del self._trackers[version]
         full_s = _BURST / _PER_SECOND
         self._budgets = {address: each for address, each in self._budgets.items() if now < each.at + full_s}
+        self._hosts = Counter(map(host_of, self._budgets))
 
 
 def _check_blobs(message: Announce) -> None:

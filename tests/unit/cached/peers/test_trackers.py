@@ -6,8 +6,10 @@ import random
 from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cached.peers.messages import Announce, BadMessage
+from cached.peers.messages import Announce, BadMessage, PieceDigest, Reason, decode_reply, encode_reply
 from cached.peers.pieces import PIECE_BYTES, PieceMap
 from cached.peers.tracker import LEASE_S
 from cached.peers.trackers import MAX_VERSIONS, SURVEY_S, TooMany, Trackers
@@ -86,3 +88,54 @@ def test_nodes_that_count_otherwise_do_not_disturb() -> None:
     with pytest.raises(BadMessage, match="3 pieces"):
         trackers.announce("10.0.0.2:1", replace(ANNOUNCE, pieces=9, blobs=()), 0.1)
     assert trackers.announce("10.0.0.1:1", ANNOUNCE, SURVEY_S).grants
+
+
+def test_a_host_is_few_nodes() -> None:
+    """One host that says another port with each announce is refused soon, and takes no other node's place."""
+    trackers = Trackers(random.Random(1))
+    with pytest.raises(TooMany):
+        for port in range(1, 10_000):
+            trackers.announce(f"10.0.0.1:{port}", ANNOUNCE, port / 1000)
+    trackers.announce("10.0.0.2:1", ANNOUNCE, 0.1)
+    trackers.announce("10.0.0.1:9402", ANNOUNCE, 60.0)
+
+
+SETS = st.integers(0, 7)
+NODES = st.sampled_from([f"10.0.0.{n}:9402" for n in range(1, 5)])
+ANNOUNCES = st.builds(
+    lambda have, want, **more: replace(ANNOUNCE, have=have, want=want & ~have, **more),
+    have=SETS,
+    want=SETS,
+    zone=st.sampled_from(["", "a", "b"]),
+    working=st.lists(st.integers(0, 2), max_size=4).map(tuple),
+    failed=st.lists(st.integers(0, 2), max_size=2).map(tuple),
+    blames=st.lists(st.tuples(NODES | st.just("10.9.9.9:1"), st.sampled_from(Reason)), max_size=4).map(tuple),
+    digests=st.lists(st.builds(PieceDigest, st.integers(0, 2), st.sampled_from(["a" * 64, "b" * 64]))).map(tuple),
+    log=st.sampled_from(["", "ab"]),
+    since=st.integers(0, 9),
+    neighbours=st.integers(0, 32),
+    pieces=st.sampled_from([3, 3, 3, 4]),
+)
+
+
+@given(st.lists(st.tuples(NODES, ANNOUNCES, st.floats(0.0, 3.0)), max_size=40), st.randoms(use_true_random=False))
+def test_whatever_nodes_say_the_answer_is_within_bounds(
+    said: list[tuple[str, Announce, float]], rng: random.Random
+) -> None:
+    """Whatever nodes announce, and in whatever order, each is answered or refused: it is dealt only what it wants, and
+    is named only nodes that announced the version, never itself."""
+    trackers, now, heard = Trackers(rng), 0.0, set[str]()
+    for address, message, later in said:
+        now += later
+        try:
+            reply = trackers.announce(address, message, now)
+        except (TooMany, BadMessage):
+            continue
+        heard.add(address)
+        assert decode_reply(encode_reply(reply), 3) == reply
+        dealt = (*reply.grants, *(piece for piece, _ in reply.imports))
+        assert all(message.want >> piece & 1 for piece in dealt)
+        assert len(set(dealt)) == len(dealt)
+        assert set(reply.neighbours) | {holder for _, holder in reply.imports} <= heard - {address}
+        assert len(reply.neighbours) <= message.neighbours
+        assert len({each.piece for each in reply.digests}) == len(reply.digests)

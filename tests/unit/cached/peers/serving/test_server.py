@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
+import random
 import socket
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -133,6 +137,28 @@ def test_a_strange_request_is_refused_and_closed(start: Start, data: bytes) -> N
         connection.sendall(data)
         assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
     assert node.get(blob_path(node.add_blob(DATA)), "bytes=0-0").status == 206
+
+
+def test_a_damaged_request_gets_its_own_bytes_or_none(start: Start) -> None:
+    """A signed request with a few bytes changed anywhere gets what was signed, an error or the end of its connection;
+    the port serves on."""
+    node, rng = start(ServerSettings(head_s=0.05, idle_s=0.05)), random.Random(7)
+    path = blob_path(node.add_blob(DATA))
+    for _ in range(300):
+        damaged = bytearray(head(path, "bytes=5-14"))
+        for _ in range(rng.randint(1, 4)):
+            at, how = rng.randrange(len(damaged)), rng.random()
+            damaged[at : at + (how < 0.7)] = b"" if how < 0.2 else rng.choice(b" \r\n:,=-0/AZ\x00\xff").to_bytes()
+        with socket.create_connection(node.address, timeout=20) as connection:
+            connection.sendall(damaged)
+            connection.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(ConnectionResetError):  # it was refused before all of it was read
+                answer = b"".join(iter(lambda: connection.recv(65536), b""))
+                if answer.startswith(b"HTTP/1.1 206 "):
+                    assert answer.endswith(b"\r\n\r\n" + DATA[5:15])
+                else:
+                    assert answer.startswith((b"", b"HTTP/1.1 4")[bool(answer)])
+    assert node.get(path, "bytes=0-0").status == 206
 
 
 @pytest.mark.parametrize("wanted", ["bytes=5-4", f"bytes=0-{PIECE_BYTES}", "bytes=-5", "bytes=0-", "bytes=0-1,3-4", ""])
@@ -261,6 +287,33 @@ def test_an_announce_is_answered_by_the_tracker(start: Start) -> None:
     assert second.neighbours == ("127.0.0.1:1001",)
 
 
+def announce_with(**changes: object) -> bytes:
+    return json.dumps(json.loads(encode_announce(WELL_FORMED)) | changes).encode()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"protocol": 2},
+        {"protocol": 0, "pieces": "many"},
+        {"have": "////"},
+        {"have": "A" * 900_000},
+        {"have": "/wM="},  # all nine, and one beyond
+        {"have": "AQA=", "want": "AQA="},
+        {"pieces": 1 << 30},
+        {"pieces": 1 << 17},
+    ],
+    ids=["newer", "older", "short", "long", "beyond", "both", "count", "length"],
+)
+def test_an_absurd_announce_is_refused(start: Start, changes: dict[str, object]) -> None:
+    """Another protocol, and bitmaps of another length, beyond the last piece or that contradict each other, are 400 at
+    the port, begin nothing, and the next announce is answered as if there had been none."""
+    node = start()
+    assert node.announce(announce_with(**changes), 1001).status == 400
+    good = node.announce(encode_announce(replace(WELL_FORMED, want=511, neighbours=9)), 1002)
+    assert decode_reply(good.body, 9).neighbours == ()
+
+
 @pytest.mark.parametrize("body", [b"x", b"{}", b"\0" * 1000, b"[" * 100_000, encode_announce(WELL_FORMED)[:-9]])
 def test_a_strange_announce_is_refused(start: Start, body: bytes) -> None:
     """A body that is no announce is 400, and the next one is answered."""
@@ -296,6 +349,16 @@ def test_a_flood_of_announces_is_refused(start: Start) -> None:
     assert 503 in {node.announce(body).status for _ in range(200)}
     assert node.announce(body, 1003).status == 200
     assert node.get(blob_path(node.add_blob(DATA)), "bytes=0-0").status == 206
+
+
+def test_a_host_that_says_many_ports_is_few_nodes(start: Start) -> None:
+    """Announces of one host with another port each are refused after a few: it cannot fill a tracker with nodes that
+    there are not."""
+    node = start()
+    body = encode_announce(WELL_FORMED)
+    statuses = [node.announce(body, port).status for port in range(2000, 2050)]
+    assert statuses[0] == 200
+    assert 503 in statuses
 
 
 @pytest.mark.parametrize("port", [0, 65536, 99999])
