@@ -13,14 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
 
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.contract.program.thread_pool import start_pool
-from cached.fetch.pool.link import HttpPoolLink
 from cached.fetch.pool.membership import Membership
-from cached.fetch.pool.version import VersionPool
+from cached.fetch.pool.version import PoolLink, VersionPool
 from cached.peers import bits
+from cached.peers.members import MAX_MEMBERS
 from cached.peers.messages import Announce, BadMessage, Reply
 from cached.peers.pieces import PieceMap
 from cached.peers.trackers import TooMany, Trackers
@@ -29,7 +30,15 @@ from cached.store import blobs
 _log = logging.getLogger(__name__)
 
 _ASKING = 16  # members asked at once whether they have a version
+_MAX_ASKED = 2 * MAX_MEMBERS  # questions that wait: beyond, a new version is dealt without a survey
 _MAX_SEEDED = 64
+
+
+class NodeLink(PoolLink, Protocol):
+    """The way to the other nodes, with the question for seeds."""
+
+    def ask_for_seed(self, peer: str, message: Announce) -> Announce | None:
+        """Return what a node has of a version, which it announces from now on; None if it has nothing of it."""
 
 
 class PoolNode:
@@ -40,7 +49,7 @@ class PoolNode:
         layout: Layout,
         find_zone: Callable[[], str],
         membership: Membership,
-        link: HttpPoolLink,
+        link: NodeLink,
         has_key: Callable[[], bool],
     ) -> None:
         """`find_zone`, `has_key`: this node's zone, and whether it has the pool's key, now. Raises `Transient`
@@ -55,6 +64,7 @@ class PoolNode:
         self._trackers = Trackers(random.Random())  # noqa: S311 - whom to ask, no secret
         self._tracked: set[str] = set()
         self._asking: ThreadPoolExecutor = start_pool(_ASKING, "survey")
+        self._asked = 0  # members that are asked, or wait for it
         self._closing = False
 
     def join(self, blob_sizes: Mapping[str, int], committed: Iterable[str]) -> VersionPool | None:
@@ -111,9 +121,14 @@ class PoolNode:
         return reply
 
     def _survey(self, message: Announce) -> None:
-        """Ask all members what they have of a version; deal it once they all answered, or did not."""
+        """Ask all members what they have of a version; deal it once they all answered, or did not. Where so many
+        questions wait that the answers would come too late, nobody is asked: a flood of versions costs no memory."""
         members = self._membership.list_all()
         left = len(members)
+        with self._lock:
+            if self._asked + left > _MAX_ASKED:
+                return
+            self._asked += left
 
         def ask(member: str) -> None:
             nonlocal left
@@ -127,6 +142,7 @@ class PoolNode:
                     with contextlib.suppress(TooMany, BadMessage):
                         self._trackers.announce(member, found, time.monotonic())
                 left -= 1
+                self._asked -= 1
                 if not left:
                     self._trackers.end_survey(message.version)
 

@@ -1,0 +1,60 @@
+"""This node in its pool: what other nodes can make it do. The way to other nodes is the test's."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+from cached.contract.layout import Layout
+from cached.fetch.pool.membership import Membership, Place
+from cached.fetch.pool.node import PoolNode
+from cached.peers.messages import Announce, Reply
+from cached.peers.pieces import PieceMap
+from cached.peers.swarm import Load
+from cached.transport.target import HttpTarget
+
+MEMBERS = 3000
+
+
+class Link:
+    """Members of whom none answers before it is let go."""
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+        self.asked = 0
+        self._lock = threading.Lock()
+
+    def announce(self, message: Announce) -> Reply | None:
+        return None
+
+    def ask_for_seed(self, peer: str, message: Announce) -> Announce | None:
+        self.let_go.wait(60)
+        with self._lock:
+            self.asked += 1
+        return None
+
+    def poll(self, peer: str, version: str, pieces: int) -> tuple[int, Load] | None:
+        return None
+
+    def target_of(self, peer: str, sha256: str, start: int, end: int) -> HttpTarget:
+        return HttpTarget(f"http://{peer}/{sha256}")
+
+
+def test_a_flood_of_versions_asks_a_bounded_number_of_members(tmp_path: Path) -> None:
+    """Each announce of a version that this node never heard of has it ask all members for seeds; where too many
+    questions wait already, nobody is asked, and the version is answered all the same."""
+    link = Link()
+    places = [Place(f"10.0.{n >> 8}.{n & 255}", 9402) for n in range(MEMBERS)]
+    membership = Membership(places, 1, lambda host, port: [f"{host}:{port}"])
+    membership.start()
+    node = PoolNode(Layout(tmp_path), str, membership, link, lambda: True)
+    try:
+        for n in range(20):
+            pieces = PieceMap([(f"{n:064x}", 1 << 20)])
+            message = Announce(pieces.key, 1, "", 0, 1, blobs=pieces.blobs)
+            assert node.announce(f"10.9.0.{n}:9402", message, n / 10).active
+    finally:
+        link.let_go.set()
+        membership.close()
+        node.close()
+    assert link.asked <= 3 * MEMBERS
