@@ -42,7 +42,10 @@ _HELD = 4  # buffers that may wait for the hash, beside the next one of each blo
 _LOOK_S = 0.05
 _RELEASE_S = 10.0
 # A peer that does not answer at once is left: the next one has the piece too. It may queue a request for two seconds.
-PEER_HTTP = HttpSettings(connect_timeout_s=2.0, header_timeout_s=5.0, stall_window_s=3.0, is_direct=True)
+# At 256 KiB/s a piece takes two minutes: a slower peer is none (`serving/server.py` drops such readers).
+PEER_HTTP = HttpSettings(
+    connect_timeout_s=2.0, header_timeout_s=5.0, stall_window_s=3.0, stall_min_bytes=768 * 1024, is_direct=True
+)
 BUFFER_BYTES = 4 * 1024 * 1024  # sha256 releases and retakes the GIL once per buffer: small ones cost time
 
 

@@ -22,6 +22,7 @@ HUNGRY_S = 0.3  # while no node is known to have anything that this one lacks
 SOON_S = 0.1  # the least time between two announces
 POLL_S = 0.25  # how often an idle node asks what a neighbour has
 NEIGHBOURS = 24
+PATIENCE_S = 60.0  # with neighbours that have pieces and give none: then the same
 ALONE_S = 10.0  # without a grant and without a peer that has anything: then the origin, up to half as long again later
 _LEFT_S = 60.0  # a peer that was left is not asked for so long
 _SLOW_SHARE = 4  # slow: below this part of one's own rate
@@ -91,8 +92,11 @@ class Swarm:
         self._capacities: deque[float] = deque(maxlen=_RATES)  # rates, times the requests served beside
         self._own_rate = self._usual_capacity = 0.0
         self._log, self._since = "", 0
-        self._helped_at = now
+        self._helped_at = now  # by a peer's piece or a grant
+        self._promised_at = now  # by a peer that has what is wanted
+        self._at_peers = 0  # requests that run
         self._alone_s = ALONE_S * (1 + rng.random() / 2)
+        self._patience_s = PATIENCE_S * (1 + rng.random() / 2)
         self._announced_at = -1e9
         self._pause_s = ANNOUNCE_S  # random: nodes that began together announce spread over the second
         self._news = True
@@ -104,20 +108,21 @@ class Swarm:
         wanted = among & ~self.have & ~self._asked
         if not wanted:
             return None
-        request = self._choose_granted(wanted) or self._choose_imported(wanted, now)
-        if request is None:
-            request = self._choose_from_neighbours(wanted, now)
+        request = self._choose_granted(wanted)
+        if request is None and not (self._at_peers and self._is_put_off(now)):
+            request = self._choose_imported(wanted, now) or self._choose_from_neighbours(wanted, now)
         if request is None and self.is_alone(now):
             request = Request(pick(wanted, self._rng), None)
         if request is not None:
             self._asked |= 1 << request.piece
             if request.peer is not None:
                 self._use(request.peer).asked += 1
+                self._at_peers += 1
         return request
 
     def is_alone(self, now: float) -> bool:
         """Return whether no node has helped for so long that the origin is asked without a grant."""
-        return now > self._helped_at + self._alone_s
+        return now > max(self._helped_at, self._promised_at) + self._alone_s or self._is_put_off(now)
 
     def received(self, request: Request, rate: float, load: Load, now: float) -> None:
         """Take a piece that was received at `rate` bytes a second and checked; `load`: its peer's. A peer that was far
@@ -268,8 +273,10 @@ class Swarm:
         for piece, holder in reply.imports:
             if not (self.have | self._asked) >> piece & 1 and holder not in self._left:
                 self._imports[piece] = holder
-        if reply.grants or reply.imports:
+        if reply.grants:
             self._helped_at = now
+        if reply.imports:
+            self._promised_at = now
         for address in reply.neighbours:
             if address not in self._left and len(self._neighbours) < NEIGHBOURS:
                 self._neighbours.setdefault(address, _Neighbour(address))
@@ -304,12 +311,17 @@ class Swarm:
         best, best_rank = None, (1e9, 0.0)
         for each in self._neighbours.values():
             if each.have & wanted:
-                self._helped_at = now
+                self._promised_at = now
                 if each.asked < _OF_ONE:
                     rank = (each.asked + each.waiting, self._rng.random())
                     if rank < best_rank:
                         best, best_rank = each, rank
         return None if best is None else Request(pick(best.have & wanted, self._rng), best.address)
+
+    def _is_put_off(self, now: float) -> bool:
+        """Return whether peers have promised pieces for long and given none, and no tracker granted any: they may be
+        busy for ever, or not have what they say. Then one is asked at a time, to see whether that has ended."""
+        return now > self._helped_at + self._patience_s
 
     def _use(self, peer: str) -> _Neighbour:
         return self._neighbours.get(peer) or _Neighbour(peer)
@@ -317,6 +329,7 @@ class Swarm:
     def _end(self, request: Request) -> None:
         self._asked &= ~(1 << request.piece)
         if request.peer is not None:
+            self._at_peers -= 1
             neighbour = self._use(request.peer)
             neighbour.asked = max(0, neighbour.asked - 1)
 

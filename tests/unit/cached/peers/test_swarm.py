@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import random
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cached.peers.bits import all_bits, set_of
-from cached.peers.messages import PieceDigest, Reason, Reply
-from cached.peers.swarm import ALONE_S, ANNOUNCE_S, NEIGHBOURS, SOON_S, Load, Request, Swarm
+from cached.peers.messages import PieceDigest, Reason, Reply, decode_announce, encode_announce
+from cached.peers.swarm import ALONE_S, ANNOUNCE_S, NEIGHBOURS, PATIENCE_S, SOON_S, Load, Request, Swarm
 
 COUNT = 64
 ALL = all_bits(COUNT)
@@ -161,6 +165,92 @@ def test_without_help_the_origin_is_asked() -> None:
     assert request.peer is None
     answer(swarm, 2 * ALONE_S, grants=(5,))
     assert swarm.next_request(ALL & ~(1 << 5), 2 * ALONE_S + 1) is None
+
+
+def test_neighbours_that_never_give_are_no_help_for_ever() -> None:
+    """A neighbour that has every piece and is busy each time it is asked, or a tracker that names holders who give
+    nothing, delays the origin by a bounded time; a piece that comes ends that."""
+    swarm = make_swarm()
+    now = 0.0
+    while True:
+        assert now < 3 * PATIENCE_S
+        now += 1.0
+        answer(swarm, now, neighbours=(P[1],), imports=((3, P[2]),))
+        swarm.heard(P[1], ALL, Load(), now)
+        requests = [swarm.next_request(ALL, now) for _ in range(3)]
+        if requests[-1] is not None:
+            break
+        for each in requests[:2]:
+            assert each is not None
+            assert each.peer is not None
+            swarm.failed(each, None, now)
+    assert now >= PATIENCE_S
+    asked = [each.peer for each in requests if each is not None]
+    assert asked == [asked[0], None, None]
+    assert asked[0] is not None
+    assert requests[0] is not None
+    swarm.received(requests[0], 1e6, Load(), now)
+    following = swarm.next_request(ALL, now)
+    assert following is not None
+    assert following.peer is not None
+
+
+NUMBERS = st.integers(0, COUNT - 1)
+SETS = st.integers(0, ALL)
+PEERS = st.sampled_from(P[:6])
+REPLIES = st.builds(
+    Reply,
+    grants=st.lists(NUMBERS, max_size=5).map(tuple),
+    imports=st.lists(st.tuples(NUMBERS, PEERS), max_size=5).map(tuple),
+    neighbours=st.lists(PEERS, max_size=5).map(tuple),
+    digests=st.lists(st.builds(PieceDigest, NUMBERS, st.just("a" * 64)), max_size=5).map(tuple),
+    log=st.sampled_from(["", "ab", "cd"]),
+    since=st.integers(0, 100),
+    active=st.booleans(),
+)
+EVENTS = st.one_of(
+    st.tuples(st.just("reply"), REPLIES),
+    st.tuples(st.just("heard"), PEERS, SETS, st.builds(Load, st.integers(0, 9999), st.integers(0, 9999))),
+    st.tuples(st.just("ask"), SETS),
+    st.tuples(st.just("received"), st.floats(0, 1e10)),
+    st.tuples(st.just("failed"), st.none() | st.sampled_from(Reason)),
+    st.tuples(st.just("announce"), SETS, st.booleans()),
+    st.tuples(st.just("lose"), SETS),
+)
+
+
+@given(st.lists(EVENTS, max_size=60), st.integers(0, ALL))
+def test_whatever_others_say_a_piece_is_asked_of_one_place(events: list[tuple[Any, ...]], have: int) -> None:
+    """Whatever trackers and peers answer, and in whatever order: no piece is asked for that is here or on its way, a
+    peer is asked only for what can be checked, and the tables stay small."""
+    swarm = make_swarm(have)
+    running: dict[int, Request] = {}
+    for now, (kind, *about) in enumerate(events):
+        if kind == "reply":
+            swarm.take_reply(about[0], now)
+        elif kind == "heard":
+            swarm.heard(about[0], about[1], about[2], now)
+        elif kind == "ask":
+            request = swarm.next_request(about[0], now)
+            if request is not None:
+                assert about[0] >> request.piece & 1
+                assert not swarm.have >> request.piece & 1
+                assert request.piece not in running
+                assert request.peer is None or swarm.digest_of(request.piece) is not None
+                running[request.piece] = request
+        elif kind == "announce":
+            said = swarm.make_announce(about[0], now)
+            assert decode_announce(encode_announce(said)) == said
+            if about[1]:
+                swarm.announce_failed(said)
+        elif kind == "lose":
+            swarm.lose(about[0] & ~set_of(running))
+        elif running:
+            request = running.pop(next(iter(running)))
+            if kind == "received":
+                swarm.received(request, about[0], Load(), now)
+            else:
+                swarm.failed(request, about[0], now)
 
 
 def test_an_announce_says_what_is_held_wanted_and_granted() -> None:
