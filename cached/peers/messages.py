@@ -81,7 +81,7 @@ class Announce:
 class Reply:
     """A tracker's answer. `grants`: pieces to fetch from the origin; `imports`: pieces to fetch from a peer of another
     zone; `digests` follow `since` of the announce in the log `log`, whose next position is `since`; `active`: whether
-    any node still fetches the version."""
+    any node still fetches the version; `under_way`: whether any fetches a piece from the origin, for all of them."""
 
     grants: tuple[int, ...]
     imports: tuple[tuple[int, str], ...]
@@ -90,6 +90,7 @@ class Reply:
     log: str
     since: int
     active: bool
+    under_way: bool = False
 
 
 def is_zone(text: str) -> bool:
@@ -155,6 +156,7 @@ def encode_reply(reply: Reply) -> bytes:
         "log": reply.log,
         "since": reply.since,
         "active": reply.active,
+        "under_way": reply.under_way,
     }
     return json.dumps(document, separators=(",", ":")).encode()
 
@@ -170,6 +172,7 @@ def decode_reply(body: bytes, pieces: int) -> Reply:
         log=document.text("log", _LOG_ID.fullmatch),
         since=document.number("since", 0, MAX_PIECES),
         active=document.flag("active"),
+        under_way=document.flag("under_way"),
     )
 
 

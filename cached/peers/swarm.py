@@ -93,7 +93,7 @@ class Swarm:
         self._own_rate = self._usual_capacity = 0.0
         self._log, self._since = "", 0
         self._helped_at = now  # by a peer's piece or a grant
-        self._promised_at = now  # by a peer that has what is wanted
+        self._promised_at = now  # by a peer that has what is wanted, or a tracker that says it is under way
         self._at_peers = 0  # requests that run
         self._alone_s = ALONE_S * (1 + rng.random() / 2)
         self._patience_s = PATIENCE_S * (1 + rng.random() / 2)
@@ -275,7 +275,7 @@ class Swarm:
                 self._imports[piece] = holder
         if reply.grants:
             self._helped_at = now
-        if reply.imports:
+        if reply.imports or reply.under_way:  # else a slow origin would be asked for each piece by all
             self._promised_at = now
         for address in reply.neighbours:
             if address not in self._left and len(self._neighbours) < NEIGHBOURS:

@@ -19,6 +19,8 @@ LEASE_S = 4.0  # of four announces: then a node counts as dead
 SETTLE_S = 2.0  # for the announces of nodes that followed another tracker
 SLOW_S = 30.0  # a node that others left as slow gets no grants and no neighbours for so long
 _ORIGIN_AT_ONCE = 64  # ranged requests of the whole pool: what saturates an object store's front
+_FIRST_AT_ONCE = 16  # a slow origin is saturated by few, and the first piece of many comes late
+_GAIN = 1.25  # twice as many requests must bring so much more, else it stays at these
 _NODE_AT_ONCE = 16
 _IMPORTS_AT_ONCE = 128  # of one zone: they cross at the pace of announces
 _AHEAD = 0.5  # grants that a node may have got more than the average node
@@ -66,6 +68,32 @@ class _Zone:
     fetching: int = 0
 
 
+class _Pace:
+    """How many pieces are asked of the origin at once: twice as many as long as that makes them come faster."""
+
+    def __init__(self) -> None:
+        self.at_once = _FIRST_AT_ONCE
+        self._rate = 0.0  # pieces a second with half as many
+        self._began_at: float | None = None  # when the first piece of this round came
+        self._received = 0
+
+    def record_piece(self, now: float) -> None:
+        """Note that a piece came from the origin."""
+        if self.at_once >= _ORIGIN_AT_ONCE:
+            return
+        if self._began_at is None:
+            self._began_at = now
+            return
+        self._received += 1
+        if self._received < self.at_once:
+            return
+        rate = self._received / max(now - self._began_at, 1e-3)
+        if rate > self._rate * _GAIN:
+            self._rate = rate
+            self.at_once *= 2
+        self._began_at, self._received = None, 0
+
+
 class Tracker:
     """The tracker of one version of `pieces` pieces."""
 
@@ -90,6 +118,7 @@ class Tracker:
         self._known: dict[int, str] = {}
         self._vouchers: dict[int, str] = {}
         self._durations: list[float] = []
+        self._pace = _Pace()
         self._usual_s = _OVERDUE_S
         self._tidied_at = self._halved_at = 0.0
         self._overdue = 0
@@ -141,6 +170,7 @@ class Tracker:
             log=self._log_id,
             since=min(since, len(self._log)) + len(digests),
             active=any(zone.fetching for zone in self._zones.values()) or node.fetches,
+            under_way=bool(self._granted_bits & ~self._overdue) and node.is_quick(now),
         )
 
     def tidy(self, now: float) -> None:
@@ -214,6 +244,7 @@ class Tracker:
                 self._release(piece)
                 if node.have >> piece & 1:
                     self._durations = [*self._durations[1 - _DURATIONS :], now - began]
+                    self._pace.record_piece(now)
         if node.imports:
             working = set(message.working)
             zone = self._zones[node.zone]
@@ -268,7 +299,7 @@ class Tracker:
     def _deal_grants(self, node: _Node, want: int, now: float) -> list[int]:
         """Deal pieces that no node holds or fetches, while this node has not had more than the average one."""
         fetching = max(1, self._fetching)
-        at_once = min(_ORIGIN_AT_ONCE, max(2 * fetching, self._pieces // 4))
+        at_once = min(self._pace.at_once, max(2 * fetching, self._pieces // 4))
         of_node = min(_NODE_AT_ONCE, -(-at_once // fetching))
         ahead = of_node - 1 + _AHEAD
         grants: list[int] = []

@@ -65,6 +65,7 @@ def replies(draw: st.DrawFn) -> tuple[Reply, int]:
         log="ab",
         since=draw(st.integers(0, 3000)),
         active=draw(st.booleans()),
+        under_way=draw(st.booleans()),
     ), count
 
 

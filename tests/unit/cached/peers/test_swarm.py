@@ -167,6 +167,22 @@ def test_without_help_the_origin_is_asked() -> None:
     assert swarm.next_request(ALL & ~(1 << 5), 2 * ALONE_S + 1) is None
 
 
+def test_a_node_waits_for_what_others_fetch() -> None:
+    """While the tracker says that pieces are on their way from the origin, a node does not ask it for them too, however
+    slow it is; not for ever."""
+    swarm = make_swarm()
+    now = 0.0
+    while now < 2 * ALONE_S:
+        now += 1.0
+        answer(swarm, now, under_way=True)
+        assert swarm.next_request(ALL, now) is None
+    while swarm.next_request(ALL, now) is None:
+        now += 1.0
+        assert now < 3 * PATIENCE_S
+        answer(swarm, now, under_way=True)
+    assert now >= PATIENCE_S
+
+
 def test_neighbours_that_never_give_are_no_help_for_ever() -> None:
     """A neighbour that has every piece and is busy each time it is asked, or a tracker that names holders who give
     nothing, delays the origin by a bounded time; a piece that comes ends that."""
@@ -207,6 +223,7 @@ REPLIES = st.builds(
     log=st.sampled_from(["", "ab", "cd"]),
     since=st.integers(0, 100),
     active=st.booleans(),
+    under_way=st.booleans(),
 )
 EVENTS = st.one_of(
     st.tuples(st.just("reply"), REPLIES),

@@ -83,6 +83,53 @@ def test_what_a_dead_node_had_is_dealt_again() -> None:
     assert set_of(piece for piece, times in pool.dealt.items() if times == 2) == lost
 
 
+def count_at_once(pool: Pool, second_a_piece: float) -> int:
+    """Return how many grants stand at once in the end, of an origin whose pieces come one after another so quickly."""
+    now, began = 0.0, 0.0
+    for _ in range(120):
+        for node in range(40):
+            pool.say(node, now)
+        standing = [(node, piece) for node in range(40) for piece in pool.working[f"10.0.0.{node}:9402"]]
+        if not standing:
+            break
+        node, piece = standing[0]
+        address = f"10.0.0.{node}:9402"
+        began = now = began + second_a_piece
+        pool.have[address] |= 1 << piece
+        pool.working[address] = tuple(each for each in pool.working[address] if each != piece)
+    return len(standing)
+
+
+def test_an_origin_is_asked_for_more_at_once_while_that_helps() -> None:
+    """The pool begins with 16 pieces at once: an origin that sends them no quicker when it is asked for more has no
+    more than 32, one that does has 64."""
+    pool = Pool(4000)
+    assert sum(len(pool.say(node, 0.0).grants) for node in range(40)) == 16
+    assert count_at_once(Pool(4000), 0.2) <= 32
+    pool, now = Pool(4000), 0.0
+    while now < 30.0:  # each piece takes a second, however many there are
+        most = sum(len(pool.say(node, now).grants) for node in range(40))
+        for node in range(40):
+            pool.finish(node)
+        now += 1.0
+    assert most == 64
+
+
+def test_a_node_is_told_that_others_fetch() -> None:
+    """While a node fetches a piece from the origin all are told so, and no more once it came, or is overdue."""
+    pool = Pool(1)
+    granted = pool.say(1, 0.0)
+    assert granted.grants == (0,)
+    assert pool.say(2, 0.1).under_way
+    for second in range(1, 60):
+        waiting = pool.say(2, float(second), want=0).under_way
+        pool.say(1, float(second), want=0)
+    assert not waiting
+    pool.finish(1)
+    pool.say(1, 60.0)
+    assert not pool.say(2, 60.1).under_way
+
+
 def test_a_failed_grant_goes_to_another() -> None:
     """A node that cannot fetch from the origin gives its pieces back, and is given none for a while."""
     pool = Pool(1)
