@@ -74,8 +74,9 @@ def test_an_overlay_replaces_the_catalog() -> None:
 
 def test_the_policy_needs_no_webhook() -> None:
     """The overlay `policy` runs no injector and registers no webhook."""
-    kinds = {found["kind"] for found in objects("overlays/policy")}
-    assert kinds.isdisjoint({"Deployment", "MutatingWebhookConfiguration", "Secret", "Role"})
+    found = objects("overlays/policy")
+    assert {each["kind"] for each in found}.isdisjoint({"Deployment", "MutatingWebhookConfiguration", "Role"})
+    assert [each["metadata"]["name"] for each in found if each["kind"] == "Secret"] == ["holdfast-peers"]
 
 
 def _environment(container: Json) -> dict[str, str]:
