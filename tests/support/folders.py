@@ -7,7 +7,6 @@ reader should find and stale ones that lie beside them.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -318,9 +317,3 @@ def make(case: Case, folder: Path) -> None:
     case(
         folder, *({name: tensor.clone() for name, tensor in build_model(seed).state_dict().items()} for seed in (1, 2))
     )
-
-
-def copy_model(source: Path, target: Path) -> Path:
-    """Copy a folder without its weights."""
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns("*.safetensors", "*.index.json"))
-    return target

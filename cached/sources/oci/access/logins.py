@@ -18,7 +18,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,9 +51,6 @@ class Login:
     def authorization(self) -> str:
         """The `Authorization` value of the user and the password."""
         return basic(self.user, self.password)
-
-
-FindLogin = Callable[[str, str, Cancellation], Login | None]
 
 
 def find_docker_login(host: str, repository: str, cancellation: Cancellation) -> Login | None:
