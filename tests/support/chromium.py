@@ -20,7 +20,7 @@ from typing import Any
 import aiohttp
 
 PROGRAM = shutil.which("chromium")
-_PATIENCE_S = 60.0
+_PATIENCE_S = 100.0
 _OPTIONS = (
     *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--mute-audio"),
     *("--remote-debugging-port=0", "--hide-scrollbars", "--disable-background-networking", "--disable-extensions"),

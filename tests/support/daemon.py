@@ -17,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,7 +29,7 @@ from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
 from cached.contract.reference import ModelRef
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PATIENCE_S = 60.0
+PATIENCE_S = 100.0  # a busy machine takes several times as long as a quiet one
 _LISTENING = "listening on http://127.0.0.1:"
 
 
@@ -127,12 +126,15 @@ class DaemonProcess:
         """What this life of it wrote so far; nothing where it writes into something else."""
         return "" if not self._log.exists() else self._log.read_bytes()[self._log_start :].decode()
 
-    def wait(self, condition: Callable[[], bool], what: str) -> None:
-        """Look until `condition` holds; fails after a generous deadline, or at once where the daemon ended."""
+    def wait(self, condition: Callable[[], bool], what: str | Callable[[], str]) -> None:
+        """Look until `condition` holds; fails after a generous deadline, or at once where the daemon ended. `what` is
+        waited for, or says so at the end."""
         deadline = time.monotonic() + PATIENCE_S
         while not condition():
             assert self.code() is None, f"the daemon ended with {self.code()}:\n{self.log()[-4000:]}"
-            assert time.monotonic() < deadline, f"never: {what}\n{self.log()[-4000:]}"
+            assert time.monotonic() < deadline, (
+                f"never: {what if isinstance(what, str) else what()}\n{self.log()[-4000:]}"
+            )
             time.sleep(0.01)
 
     # --- what it says ----------------------------------------------------------------------------------------------
@@ -186,19 +188,38 @@ class DaemonProcess:
         return (self.status(ref) or {}).get("error") or {}
 
     def wait_state(self, ref: ModelRef, state: str | None) -> dict[str, Any]:
-        """Wait until the status file of `ref` says `state` (None: is gone); returns it."""
-        self.wait(lambda: self.state(ref) == state, f"{ref} {state}; found {self.status(ref)}")
-        return self.status(ref) or {}
+        """Wait until the status file of `ref` says `state` (None: is gone); returns what it said then."""
+        return self._wait_status(ref, lambda status: status.get("state") == state, state or "gone")
+
+    def wait_error(self, ref: ModelRef, *codes: str) -> dict[str, Any]:
+        """Wait until the status file of `ref` has an error, of one of `codes` where there are any; returns it: the next
+        try may clear it at once."""
+
+        def has_error(status: dict[str, Any]) -> bool:
+            code = (status.get("error") or {}).get("code")
+            return code in codes if codes else code is not None
+
+        error: dict[str, Any] = self._wait_status(ref, has_error, f"with an error {codes}")["error"]
+        return error
 
     def wait_ready(self, *refs: ModelRef) -> None:
         """Wait until these versions are ready, and check that their names are there by then."""
         for ref in refs:
-            self.wait(partial(self._is_settled, ref), f"{ref} ready; found {self.status(ref)}")
-            assert self.state(ref) == "ready", self.status(ref)
+            status = self._wait_status(ref, lambda status: status.get("state") in ("ready", "failed"), "ready")
+            assert status["state"] == "ready", status
             assert self.path(ref).is_dir()
 
-    def _is_settled(self, ref: ModelRef) -> bool:
-        return self.state(ref) in ("ready", "failed")
+    def _wait_status(self, ref: ModelRef, holds: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
+        """Wait until the status file of `ref` holds; returns it (empty where there is none)."""
+        seen: dict[str, Any] = {}
+
+        def look() -> bool:
+            nonlocal seen
+            seen = self.status(ref) or {}
+            return holds(seen)
+
+        self.wait(look, lambda: f"{ref} {what}; found {seen}")
+        return seen
 
     def path(self, ref: ModelRef) -> Path:
         """Where a version's files are."""

@@ -106,6 +106,12 @@ class HostileOrigin:
         with self._lock:
             self._always[path] = fault
 
+    def heal(self, path: str) -> None:
+        """Spoil no request for `path` from now on."""
+        with self._lock:
+            self._scripts.pop(path, None)
+            self._always.pop(path, None)
+
     def url(self, path: str) -> str:
         return f"{'https' if self._tls else 'http'}://{self._host}:{self.port}{path}"
 

@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 
 needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus here (its package)")
-_PATIENCE_S = 60.0
+_PATIENCE_S = 100.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ Law: read-only, so it needs no credentials; it shows none.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 import zlib
@@ -18,7 +19,7 @@ from cached.daemon.service import DaemonService
 if TYPE_CHECKING:  # loaded at its first request
     from cached.daemon.page.page import NodePage
 
-_SHARE = 0.1  # of the wall time, to render one page
+_SHARE = 0.1  # of one processor, to render one page
 _CREDIT_S = 0.25  # for one burst after a pause
 _LEVEL, _GZIP = 1, zlib.MAX_WBITS | 16  # the sum asks zlib for gzip's head and end
 _VARY = ("Vary", "Accept-Encoding")
@@ -34,10 +35,10 @@ def make_read_api(service: DaemonService, *, page_readers: int) -> Handler:
         reason = service.find_not_ready_reason()
         return Response(b"ready\n") if reason is None else Response(f"{reason}\n".encode(), status=503)
 
-    page = RenderedPage(service.render_metrics, time.monotonic)
+    page = RenderedPage(service.render_metrics)
 
     async def metrics(request: Request) -> Response:
-        return page.respond(request, "text/plain; version=0.0.4; charset=utf-8")
+        return await page.respond(request, "text/plain; version=0.0.4; charset=utf-8")
 
     return make_router(
         {
@@ -68,47 +69,61 @@ def _make_page_routes(service: DaemonService, readers: int) -> Routes:
 
 def make_status_handler(status: Callable[[], dict[str, Any]]) -> Handler:
     """Return the handler of `GET /v1/status`, for both listeners."""
-    page = RenderedPage(lambda: json.dumps(status()).encode(), time.monotonic)
+    page = RenderedPage(lambda: json.dumps(status()).encode())
 
     async def handler(request: Request) -> Response:
-        return page.respond(request, JSON)
+        return await page.respond(request, JSON)
 
     return handler
 
 
 class RenderedPage:
-    """A page whose rendering takes at most a tenth of the wall time: past that clients get the last one. It goes out
-    compressed to those that take that, as Prometheus does: a tenth of the bytes for less time than rendering takes.
-
-    `clock` gives monotonic seconds.
+    """A page whose rendering takes at most a tenth of one processor: past that who asks waits for the next rendering,
+    which is shared. So nobody gets a page that is older than the question. It goes out compressed to those that take
+    that, as Prometheus does: a tenth of the bytes for less time than rendering takes.
     """
 
-    def __init__(self, render: Callable[[], bytes], clock: Callable[[], float]) -> None:
+    def __init__(self, render: Callable[[], bytes]) -> None:
         self._render = render
-        self._clock = clock
-        self._credit_s = _CREDIT_S
-        self._at = clock()
-        self._body: bytes | None = None
-        self._packed: bytes | None = None
+        self._credit_s = _CREDIT_S  # of this thread's processor time: others on the machine take none of it
+        self._at = time.monotonic()
+        self._next: asyncio.Future[bytes] | None = None  # a rendering that has not begun
+        self._packed: tuple[bytes, bytes] = b"", b""  # the last body, and its compressed form
 
-    def respond(self, request: Request, content_type: str) -> Response:
+    async def respond(self, request: Request, content_type: str) -> Response:
         """Return the response with the page."""
-        body = self.get_body()
+        body = await self.get_body()
         if not accepts_gzip(request):
             return Response(body, content_type, headers=(_VARY,))
-        if self._packed is None:
-            began = self._clock()
-            packer = zlib.compressobj(_LEVEL, wbits=_GZIP)
-            self._packed = packer.compress(body) + packer.flush()
-            self._credit_s -= self._clock() - began
-        return Response(self._packed, content_type, headers=(_VARY, ("Content-Encoding", "gzip")))
+        if self._packed[0] is not body:
+            self._packed = body, self._charge(lambda: _pack(body))
+        return Response(self._packed[1], content_type, headers=(_VARY, ("Content-Encoding", "gzip")))
 
-    def get_body(self) -> bytes:
-        """Return the page: rendered now, or the last one when the credit is used up."""
-        began = self._clock()
-        self._credit_s = min(_CREDIT_S, self._credit_s + _SHARE * (began - self._at))
-        self._at = began
-        if self._body is None or self._credit_s > 0:
-            self._body, self._packed = self._render(), None
-            self._credit_s -= self._clock() - began
-        return self._body
+    async def get_body(self) -> bytes:
+        """Return the page as it is now, or as it is once the credit allows to render it."""
+        if self._next is None:
+            now = time.monotonic()
+            self._credit_s = min(_CREDIT_S, self._credit_s + _SHARE * (now - self._at))
+            self._at = now
+            if self._credit_s > 0:
+                return self._charge(self._render)
+            self._next = asyncio.ensure_future(self._render_later(-self._credit_s / _SHARE))
+        return await asyncio.shield(self._next)
+
+    async def _render_later(self, pause_s: float) -> bytes:
+        await asyncio.sleep(pause_s)
+        self._next = None
+        return self._charge(self._render)
+
+    def _charge(self, work: Callable[[], bytes]) -> bytes:
+        """Return the result of `work`, whose processor time is taken from the credit."""
+        began = time.thread_time()
+        try:
+            return work()
+        finally:
+            self._credit_s -= time.thread_time() - began
+
+
+def _pack(body: bytes) -> bytes:
+    packer = zlib.compressobj(_LEVEL, wbits=_GZIP)
+    return packer.compress(body) + packer.flush()

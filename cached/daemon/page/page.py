@@ -48,13 +48,13 @@ class NodePage:
         self._rows = VersionRows()
         self._seen: tuple[object, ...] | None = None
         self._resume_at = 0.0  # monotonic seconds; of facts that are collected for readers
-        self._page = RenderedPage(self._render, time.monotonic)
+        self._page = RenderedPage(self._render)
         self._event: tuple[tuple[int, int], bytes] = (0, 0), b""  # the last one: after which revision, up to which
 
     async def show(self, request: Request) -> Response:
         """Answer `GET /`."""
         await self._facts.measure()
-        packed = self._page.get_body()
+        packed = await self._page.get_body()
         if accepts_gzip(request):
             return Response(packed, _HTML, headers=(*PAGE_HEADERS, ("Content-Encoding", "gzip")))
         return Response(zlib.decompress(packed, _GZIP), _HTML, headers=PAGE_HEADERS)

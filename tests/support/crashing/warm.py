@@ -128,7 +128,7 @@ class WarmDaemon(DaemonProcess):
             time.sleep(0.005)
         return self.code() == -signal.SIGKILL
 
-    def wait(self, condition: Any, what: str) -> None:
+    def wait(self, condition: Any, what: Any) -> None:
         def alive() -> bool:
             if self.code() == -signal.SIGKILL:
                 raise Died

@@ -66,6 +66,19 @@ def error_of(daemon: DaemonProcess, ref: ModelRef) -> dict[str, Any]:
     return told(daemon, ref).get("error") or {}
 
 
+def wait_error_told(daemon: DaemonProcess, ref: ModelRef, code: str) -> dict[str, Any]:
+    """Wait until the port tells this error of a version; returns it: the next try may clear it at once."""
+    seen: dict[str, Any] = {}
+
+    def is_told() -> bool:
+        nonlocal seen
+        seen = error_of(daemon, ref)
+        return seen.get("code") == code
+
+    daemon.wait(is_told, code)
+    return seen
+
+
 def wait_told(daemon: DaemonProcess, ref: ModelRef, state: str) -> None:
     """Wait until the port says that a version is in `state`."""
     daemon.wait(lambda: told(daemon, ref).get("state") == state, f"{ref} {state}")

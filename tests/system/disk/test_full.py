@@ -27,8 +27,9 @@ def _fetch_into(daemon: DaemonProcess, free_bytes: int) -> None:
     daemon.wait(lambda: _has_outcome(daemon), "an outcome")
     assert daemon.get("/healthz")[0] == 200
     if told(daemon, A)["state"] != "ready":
-        assert error_of(daemon, A)["permanent"] is False
-        assert error_of(daemon, A)["remedy"]
+        error = error_of(daemon, A)
+        assert error["permanent"] is False
+        assert error["remedy"]
         assert not daemon.path(A).exists()
     check_public(daemon)
     filler.vanish()

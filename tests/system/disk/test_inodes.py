@@ -8,7 +8,7 @@ from pathlib import Path
 from cached.contract.reference import ModelRef
 from tests.support.daemon import daemon_process
 from tests.support.mounts import mounted_tmpfs
-from tests.system.disk.conftest import MIB, Place, Start, check_public, error_of, wait_told
+from tests.system.disk.conftest import MIB, Place, Start, check_public, error_of, wait_error_told, wait_told
 
 A, B = ModelRef("m", "a"), ModelRef("m", "b")
 SAMPLE_AGE_S = 4  # the daemon plans with what the disk told up to this long ago
@@ -39,10 +39,10 @@ def test_a_lack_of_inodes_is_called_one(on_ext4: Start, place: Place) -> None:
         litter = _use_up(daemon.layout.root, 30)
         time.sleep(SAMPLE_AGE_S)
         daemon.pull("m@a")
-        daemon.wait(lambda: error_of(daemon, A).get("code") == "no_space", "no_space")
-        assert "inodes" in error_of(daemon, A)["message"]
-        assert "full" not in error_of(daemon, A)["message"]
-        assert "mkfs" in error_of(daemon, A)["remedy"]
+        error = wait_error_told(daemon, A, "no_space")
+        assert "inodes" in error["message"]
+        assert "full" not in error["message"]
+        assert "mkfs" in error["remedy"]
         assert not any(daemon.layout.blobs.iterdir())
         for path in litter.iterdir():
             path.unlink()

@@ -13,7 +13,7 @@ import pytest
 from cached.contract.reference import ModelRef
 from tests.support.daemon import bare_environment, daemon_command, daemon_process
 from tests.support.others import NOBODY, let_others_in, needs_root
-from tests.system.disk.conftest import MIB, OPTIONS, Place, Start, check_public, error_of, wait_told
+from tests.system.disk.conftest import MIB, OPTIONS, Place, Start, check_public, wait_error_told, wait_told
 
 A = ModelRef("m", "a")
 
@@ -114,8 +114,7 @@ def test_an_immutable_folder_is_told_and_waited_for(on_ext4: Start, place: Place
         _immutable(daemon.layout.public.snapshots, "+i")
         try:
             daemon.pull("m@a")
-            daemon.wait(lambda: error_of(daemon, A).get("code") == "not_writable", "not_writable")
-            assert "lsattr" in error_of(daemon, A)["remedy"]
+            assert "lsattr" in wait_error_told(daemon, A, "not_writable")["remedy"]
             assert daemon.get("/healthz")[0] == 200
         finally:
             subprocess.run(["chattr", "-i", daemon.layout.public.snapshots], check=True)

@@ -159,8 +159,7 @@ def test_what_is_kept_or_wanted_or_in_use_stays(daemon: DaemonProcess, source: P
         write_files(source / "d", {"a.bin": bytes(4 * MIB)})
         (source / "d" / "holdfast.json").unlink()
         daemon.pull("m@d")
-        daemon.wait(lambda: daemon.error(D).get("code") == "no_space", "no_space")
-        assert daemon.error(D)["permanent"] is False
+        assert daemon.wait_error(D, "no_space")["permanent"] is False
         assert daemon.state(D) in ("queued", "resolving")
         assert daemon.control.gc(dry_run=True).versions == ()
         daemon.wait(

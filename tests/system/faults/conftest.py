@@ -19,7 +19,7 @@ from tests.system.faults.lies import lying_listings
 STALL_S = "1.5"
 CASES = [(case, source) for case in (*bytes_cases(), *listing_cases(), *lying_listings()) for source in case.sources]
 
-WITHIN_S = 200.0
+WITHIN_S = 600.0  # a busy machine takes several times as long as a quiet one
 
 
 @dataclass(frozen=True)

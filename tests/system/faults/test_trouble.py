@@ -27,8 +27,7 @@ def test_a_disk_that_refuses_is_told_and_tried_again(daemon: DaemonProcess, sour
     ingest.rmdir()
     ingest.write_bytes(b"in the way")
     daemon.pull("tiny@v1")
-    daemon.wait(lambda: bool(daemon.error(V1)), "an error")
-    assert daemon.error(V1)["permanent"] is False
+    assert daemon.wait_error(V1)["permanent"] is False
     ingest.unlink()
     ingest.mkdir(mode=0o700)
     daemon.pull("tiny@v1")

@@ -170,9 +170,9 @@ def test_a_clock_that_is_behind_is_no_bad_certificate(
         origin.put("/m/holdfast.json", manifest.canonical())
         daemon.write_catalog({"m": prefetched(origin.url("/m/"))})
         daemon.start()
-        daemon.wait(lambda: daemon.error(V1).get("code") == "tls_verification", "the error")
-        assert daemon.error(V1)["permanent"] is False
-        assert "clock" in daemon.error(V1)["remedy"]
+        error = daemon.wait_error(V1, "tls_verification")
+        assert error["permanent"] is False
+        assert "clock" in error["remedy"]
         clock.set(0)
         daemon.pull("m@v1")
         daemon.wait_ready(V1)

@@ -89,9 +89,9 @@ def test_no_thread_is_transient_and_leaks_nothing(daemon: DaemonProcess, confine
     before = open_files(daemon)
     (confined / "threads").write_text("0")
     daemon.pull("acme/tiny@v1")
-    daemon.wait(lambda: daemon.error(REF).get("code") == "no_thread", "no_thread")
-    assert not daemon.error(REF)["permanent"]
-    assert "podPidsLimit" in daemon.error(REF)["remedy"]
+    error = daemon.wait_error(REF, "no_thread")
+    assert not error["permanent"]
+    assert "podPidsLimit" in error["remedy"]
     daemon.wait(lambda: open_files(daemon) <= before, "no descriptor left open")
     daemon.wait(lambda: daemon.document()["disk"]["reserved"] == 0, "no reservation left")
     (confined / "threads").unlink()
@@ -108,8 +108,7 @@ def test_no_thread_for_a_folder_is_transient(daemon: DaemonProcess, confined: Pa
     daemon.start()
     (confined / "threads").write_text("0")
     daemon.pull("acme/tiny@v1")
-    daemon.wait(lambda: daemon.error(REF).get("code") == "no_thread", "no_thread")
-    assert not daemon.error(REF)["permanent"]
+    assert not daemon.wait_error(REF, "no_thread")["permanent"]
     (confined / "threads").unlink()
     daemon.wait_ready(REF)
     assert daemon.files(REF) == SMALL_FILES
@@ -121,8 +120,7 @@ def test_no_thread_for_a_listing_is_transient(daemon: DaemonProcess, confined: P
     daemon.start()
     (confined / "threads").write_text("0")
     daemon.pull("acme/tiny@v1")
-    daemon.wait(lambda: daemon.error(REF).get("code") == "no_thread", "no_thread")
-    assert not daemon.error(REF)["permanent"]
+    assert not daemon.wait_error(REF, "no_thread")["permanent"]
     assert daemon.stop() == 0
 
 

@@ -126,6 +126,5 @@ def test_a_symlink_in_a_source_brings_no_file_of_the_node(tmp_path: Path) -> Non
     with daemon_process(tmp_path, "--scrub-rate", "0") as daemon:
         daemon.write_catalog({"acme/tiny": prefetched(f"file://{source}")})
         daemon.start()
-        daemon.wait_state(TINY, "failed")
-        assert "harmless.txt" in daemon.error(TINY)["message"]
+        assert "harmless.txt" in daemon.wait_state(TINY, "failed")["error"]["message"]
         assert not daemon.path(TINY).exists()
