@@ -18,6 +18,8 @@ from cached.contract.program.units import parse_duration, parse_rate, parse_size
 from cached.daemon.pool import ZONE_LABEL, PoolOptions
 from cached.fetch.pool.membership import parse_peers
 from cached.peers.messages import is_zone
+from cached.transport.origin_proxy import OriginProxySettings, parse_origin_proxy
+from cached.transport.urls import Origin
 
 T = TypeVar("T", int, float)
 
@@ -49,6 +51,7 @@ class Config:
     log_level: str
     tracing: str
     pool: PoolOptions
+    origin_proxy: OriginProxySettings | None
 
 
 def parse_config(arguments: Sequence[str]) -> Config:
@@ -61,6 +64,7 @@ def parse_config(arguments: Sequence[str]) -> Config:
     _add_csi_options(parser)
     parser.option("--page", choices=("on", "off"), default="on", help="off: no page for people at / of --listen")
     _add_peer_options(parser)
+    _add_origin_proxy_options(parser)
     parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
     parser.log_format()
     parser.tracing()
@@ -72,6 +76,13 @@ def parse_config(arguments: Sequence[str]) -> Config:
         parser.error("--csi-registration without --csi: give the driver's socket too")
     if not given.peer_listen[1]:
         parser.error("--peer-listen: expected a port that other nodes know, found 0")
+    if given.origin_proxy is not None and given.peers is not None:
+        parser.error("--origin-proxy with --peers: both share files between nodes: expected one of them")
+    if given.origin_proxy is None and given.origin_proxy_credentials == "on":
+        parser.error("--origin-proxy-credentials without --origin-proxy: expected the proxy too")
+    if given.origin_proxy is not None:
+        given.origin_proxy = OriginProxySettings(given.origin_proxy, given.origin_proxy_credentials == "on")
+    del given.origin_proxy_credentials
     given.pool = PoolOptions(given.peers, given.peer_listen, given.peer_key_file, given.peer_upload, given.peer_zone)
     for name in ("peers", "peer_listen", "peer_key_file", "peer_upload", "peer_zone"):
         delattr(given, name)
@@ -210,12 +221,32 @@ def _add_peer_options(parser: OptionParser) -> None:
     parser.option("--peer-zone", type=_parse_zone, otherwise=label, metavar="ZONE", help=zone)
 
 
+def _add_origin_proxy_options(parser: OptionParser) -> None:
+    parser.option(
+        "--origin-proxy",
+        type=_parse_origin_proxy,
+        default="off",
+        metavar="dragonfly=URL",
+        help="ask this node's Dragonfly (dfdaemon's proxy) for files of known sha256, as dragonfly=http://127.0.0.1:4001",
+    )
+    parser.option(
+        "--origin-proxy-credentials",
+        choices=("on", "off"),
+        default="off",
+        help="on: Dragonfly gets requests with credentials in their headers too, which it passes on and logs",
+    )
+
+
 def _parse_zone(text: str) -> str:
     if not is_zone(text):
         raise ValueError(
             f"expected a zone, as a label's value: at most 63 letters, digits, '.', '_', '-', found {text!r}"
         )
     return text
+
+
+def _parse_origin_proxy(text: str) -> Origin | None:
+    return None if text == "off" else parse_origin_proxy(text)
 
 
 def _parse_interval(text: str) -> float | None:

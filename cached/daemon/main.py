@@ -430,7 +430,7 @@ class _VolumePlanner:
 def _start_workers(stack: contextlib.AsyncExitStack, node: _Node, config: Config) -> tuple[HttpClient, Workers]:
     """Return the HTTP client, and the threads that receive with it; `stack` ends both."""
     timeouts = HttpSettings(header_timeout_s=config.stall_timeout_s, stall_window_s=config.stall_timeout_s)
-    client = stack.enter_context(contextlib.closing(HttpClient(timeouts)))
+    client = stack.enter_context(contextlib.closing(HttpClient(timeouts, config.origin_proxy)))
     bounds = WorkerSettings(config.connections, config.connections_per_origin, config.max_bandwidth, node.sealing)
     workers = Workers(node.layout, client, bounds, node.metrics, node.journal)
     stack.push_async_callback(asyncio.to_thread, workers.stop)

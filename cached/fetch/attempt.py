@@ -120,6 +120,7 @@ class Attempt:
         self.placed: Verified | None = None  # the blob, once it has its name, also if the disk failed after that
         self.left_bytes = 0  # of the partial blob on the disk, after a failure
         self.has_peer_bytes = False  # whether other nodes sent some of them
+        self.has_proxied_bytes = False  # whether the origin proxy did
         self._shared = shared
         if stream:
             forget(shared.layout, spec.key.id)

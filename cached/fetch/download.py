@@ -39,6 +39,7 @@ MAX_WRONG_DIGESTS = 2
 _BACKOFF_S, _BACKOFF_CAP_S = 0.5, 60.0
 _MAX_RENEWALS = 4  # of an address for one request: one is enough, unless other connections are refused at the same time
 _PEER = "peer"  # the metric label of bytes that come from other nodes
+_PROXY = "dragonfly"  # of those that the origin proxy sends
 _ONE_READ_BYTES = 64 * 1024  # a server reads at least so much of a file at once
 _ENDS_DOWNLOAD = frozenset({"source_changed", "no_space", "not_writable", "disk"})
 
@@ -349,7 +350,9 @@ class Download:
             received_s = self._fill(attempt, body, buffer[:wanted])
         finally:
             length = body.received - before
-            self._workers.observer.received(self.spec.kind, length)
+            is_proxied = isinstance(body, Body) and body.is_proxied
+            self._workers.observer.received(_PROXY if is_proxied else self.spec.kind, length)
+            attempt.has_proxied_bytes = attempt.has_proxied_bytes or (is_proxied and length > 0)
             if length < wanted and end is not None:
                 length -= length % ALIGNMENT  # the next segment must begin where O_DIRECT can write
             try:
@@ -395,7 +398,7 @@ class Download:
         so it costs no pause."""
         for _ in range(_MAX_RENEWALS):
             try:
-                return target, self._workers.client.get(target, offset, length, cancellation)
+                return target, self._get(target, offset, length, cancellation)
             except HoldfastError as error:
                 if not self._addresses.mark_refused(target, error.code):
                     raise
@@ -406,6 +409,17 @@ class Download:
                 break
             target = following
         raise Transient(refusal.code, refusal.message, "another address is asked for") from refusal
+
+    def _get(self, target: HttpTarget, offset: int, length: int | None, cancellation: Cancellation) -> Body:
+        """Return the body, also from the origin proxy if the sha256 is known; a proxy that has an object of another
+        length is not believed."""
+        content, size = self.spec.sha256, self.spec.key.size
+        body = self._workers.client.get(target, offset, length, cancellation, content)
+        if content is None or not body.is_proxied or size is None or body.total in (None, size):
+            return body
+        body.close()
+        self._workers.client.distrust(content, self.spec.name)
+        return self._workers.client.get(target, offset, length, cancellation, content)
 
     def _find_end(self, segment: Segment, streaming: bool, body: AnyBody) -> int | None:
         """Return the offset of the body's end, None if unknown; raises `Transient` if the object's size has changed."""
@@ -505,6 +519,7 @@ class Download:
         self.placed = attempt.placed
         self.left_bytes = attempt.left_bytes
         from_peers = isinstance(attempt, Attempt) and attempt.has_peer_bytes
+        from_proxy = attempt.has_proxied_bytes
         error = outcome.exception()
         if error is None:
             if self._started is not None:
@@ -521,10 +536,13 @@ class Download:
             if isinstance(error, NoRanges):
                 self._stream = again = True
             elif isinstance(error, HoldfastError) and error.code == "digest_mismatch":
-                self._wrong_digests += not from_peers  # else it says nothing of the source
+                self._wrong_digests += not (from_peers or from_proxy)  # else it says nothing of the source
                 self._addresses.drop()
                 again = self._wrong_digests < MAX_WRONG_DIGESTS
-        if from_peers and isinstance(error, DigestMismatch):
+        if from_proxy and isinstance(error, DigestMismatch) and self.spec.sha256 is not None:
+            self._workers.observer.verify_failed(_PROXY)
+            self._workers.client.distrust(self.spec.sha256, self.spec.name)
+        elif from_peers and isinstance(error, DigestMismatch):
             self._workers.observer.verify_failed("peer")
             self._supply.distrust()
         elif isinstance(error, HoldfastError) and error.code == "digest_mismatch":

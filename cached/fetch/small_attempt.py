@@ -39,6 +39,7 @@ class SmallAttempt:
         self.cancellation = Cancellation()
         self.outcome: Future[Verified] = Future()
         self.placed: Verified | None = None  # the blob, once it has its name, also if the disk failed after that
+        self.has_proxied_bytes = False  # as in `Attempt`
         self._shared = shared
         self._lock = threading.Lock()
         self._data = bytearray()

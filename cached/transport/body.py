@@ -15,6 +15,7 @@ from cached.transport.connection.cancel import Cancellation, Cancelled
 from cached.transport.connection.connect import ConnectionKey
 from cached.transport.connection.pool import IdlePool
 from cached.transport.connection.stream import EndOfStream, IdleState, Stream
+from cached.transport.origin_proxy import OriginProxy
 from cached.transport.pages import LOOKED_AT_BYTES, page_error, page_instead
 from cached.transport.response import Extent, ResponseHead, bad_response
 from cached.transport.target import Expected
@@ -26,7 +27,8 @@ _MAX_TRAILERS = 100
 
 @dataclass(slots=True, repr=False)
 class Exchange:
-    """A connection with one response on it, until the response is read or dropped."""
+    """A connection with one response on it, until the response is read or dropped. `origin_proxy`: who sends it in
+    place of the origin."""
 
     answer: ResponseHead
     stream: Stream
@@ -34,11 +36,13 @@ class Exchange:
     route: ConnectionKey
     pool: IdlePool
     cancellation: Cancellation
+    origin_proxy: OriginProxy | None = None
     _kept: bool = field(default=False, init=False)
 
     @property
     def where(self) -> str:
-        return display_url(self.url)
+        shown = display_url(self.url)
+        return shown if self.origin_proxy is None else f"{shown} through Dragonfly"
 
     def keep(self) -> None:
         """Return the idle connection to the pool, unless the server or a cancellation ends it."""
@@ -143,6 +147,7 @@ class Body:
         self.etag = exchange.answer.etag
         self.last_modified = exchange.answer.last_modified
         self.load = exchange.answer.headers.get("Holdfast-Load", "")  # what a node of the pool says of itself
+        self.is_proxied = exchange.origin_proxy is not None
         self._exchange = exchange
         self._framing = _framing(exchange, extent)
         self.received = 0
@@ -172,6 +177,8 @@ class Body:
         except (HoldfastError, Cancelled, OSError) as error:
             self.close()
             self._exchange.cancellation.check()  # a cancelled connection may fail with another error
+            if self._exchange.origin_proxy is not None:
+                self._exchange.origin_proxy.record_failure(str(error))
             self._check_page(view[:filled])
             if isinstance(error, OSError):
                 raise self._broken(error) from error
@@ -205,6 +212,8 @@ class Body:
         if self._page is not None and self._expected is not None and self._expected.size not in (None, self.received):
             raise page_error(f"the file {self._expected.name!r}", where, self._page)
         self._ended = True
+        if self._exchange.origin_proxy is not None:
+            self._exchange.origin_proxy.record_success()
 
     def _check_page(self, first: memoryview) -> None:
         """Check the first bytes for a page, of which no byte counts as received: no caller keeps it as the file's."""

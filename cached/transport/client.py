@@ -1,8 +1,9 @@
 """The HTTP client: ranged GETs into the caller's buffers, small fetches, POSTs and HEADs.
 
-Law: blocking, for threads. Headers and credentials of a target go to its own origin only; a redirect to another origin
-drops them, except `Accept`, for the rest of the request. The body of a POST never leaves its origin. Every error is a
-`HoldfastError` that shows no credentials, or `Cancelled`.
+Law: blocking, for threads. Headers and credentials of a target go to its own origin only, or to the proxy that the
+operator named for them (`origin_proxy.py`); a redirect to another origin drops them, except `Accept`, for the rest of
+the request. The body of a POST never leaves its origin. Every error is a `HoldfastError` that shows no credentials, or
+`Cancelled`.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import contextlib
 import http.client
 import re
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
-from cached.contract.errors import Permanent, Transient
+from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.transport.body import Body, Exchange
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.connect import ConnectionKey, Connector
@@ -21,6 +24,7 @@ from cached.transport.connection.settings import HttpSettings
 from cached.transport.connection.stream import Deadline, StallClock, Stream
 from cached.transport.credentials import NetrcFile, basic
 from cached.transport.errors import status_error
+from cached.transport.origin_proxy import OriginProxy, OriginProxySettings
 from cached.transport.pages import is_page_type, page_error, page_instead
 from cached.transport.response import (
     Extent,
@@ -37,6 +41,7 @@ from cached.transport.response import (
 from cached.transport.target import Expected, Headers, HttpTarget, Part
 from cached.transport.urls import Address, display_url, next_hop
 
+_LOCAL_CONNECT_S = 2.0  # to the origin proxy, which is on this node
 _NOT_FOUND = 404
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SAME_METHOD = frozenset({307, 308})  # RFC 9110, 15.4: after the others a POST becomes a GET
@@ -94,6 +99,7 @@ class _Request:
     target: HttpTarget
     cancellation: Cancellation
     body: bytes | None = field(default=None, repr=False)
+    content: str | None = None
 
 
 class _Stale(Exception):
@@ -104,8 +110,11 @@ class HttpClient:
     """Thread-safe; reuses connections. Proxies and netrc are the environment's at its creation, none with direct
     settings."""
 
-    def __init__(self, settings: HttpSettings) -> None:
+    def __init__(self, settings: HttpSettings, origin_proxy: OriginProxySettings | None = None) -> None:
+        """`origin_proxy`: what sends known content in place of its origin."""
         self.settings = settings
+        self._origin_proxy = None if origin_proxy is None else OriginProxy(origin_proxy, time.monotonic)
+        self._local_connector = Connector(replace(settings, connect_timeout_s=_LOCAL_CONNECT_S, is_direct=True))
         self._netrc = None if settings.is_direct else NetrcFile()
         self._connector = Connector(settings)
         self._pool = IdlePool()
@@ -114,21 +123,40 @@ class HttpClient:
         """Return the default `Authorization` value for `url`: from its user information, or from the netrc file."""
         return dict(self._own_headers(Address.parse(url), HttpTarget(url))).get("Authorization")
 
-    def get(self, target: HttpTarget, offset: int, length: int | None, cancellation: Cancellation) -> Body:
-        """Request `length` bytes (at least one; None: all) from `offset`. The caller closes the body. Raises
-        `Transient`, `Permanent` or `Cancelled`; ValueError for a `length` below 1."""
+    def get(
+        self,
+        target: HttpTarget,
+        offset: int,
+        length: int | None,
+        cancellation: Cancellation,
+        content: str | None = None,
+    ) -> Body:
+        """Request `length` bytes (at least one; None: all) from `offset`. The caller closes the body. `content`: the
+        sha256 of the whole file, which the caller compares, as 64 hex digits: an origin proxy may send the body then,
+        and a wrong one is told to `distrust`. Raises `Transient`, `Permanent` or `Cancelled`; ValueError for a
+        `length` below 1."""
         if length is not None and length < 1:
             raise ValueError(f"HTTP has no range of {length} bytes")
-        return self._open(target, offset, length, cancellation)[1]
+        return self._open(target, offset, length, cancellation, content)[1]
+
+    def distrust(self, content: str, name: str) -> None:
+        """Ask the origin alone for the content of this sha256 from now on: the origin proxy sent other bytes of the
+        file `name`."""
+        if self._origin_proxy is not None:
+            self._origin_proxy.distrust(content, name)
 
     def _open(
-        self, target: HttpTarget, offset: int, length: int | None, cancellation: Cancellation
+        self,
+        target: HttpTarget,
+        offset: int,
+        length: int | None,
+        cancellation: Cancellation,
+        content: str | None = None,
     ) -> tuple[Exchange, Body]:
         part = target.part
         asked = RequestedRange(offset, length) if part is None else _range_in(part, offset, length)
-        request = _Request("GET", asked, target, cancellation)
-        exchange = self._follow(request)
-        body = self._checked(exchange, request)
+        request = _Request("GET", asked, target, cancellation, content=content)
+        exchange, body = self._open_checked(request)
         if part is None:
             return exchange, body
         if (body.start, body.length) != (asked.offset, asked.length):
@@ -140,6 +168,17 @@ class HttpClient:
             )
         body.start, body.total = offset, part.length
         return exchange, body
+
+    def _open_checked(self, request: _Request) -> tuple[Exchange, Body]:
+        exchange = self._follow(request)
+        try:
+            return exchange, self._checked(exchange, request)
+        except HoldfastError as error:
+            if exchange.origin_proxy is None:
+                raise
+            exchange.origin_proxy.record_failure(str(error))
+        exchange = self._follow(replace(request, content=None))
+        return exchange, self._checked(exchange, request)
 
     def fetch(self, target: HttpTarget, limit_bytes: int, cancellation: Cancellation) -> Response:
         """Fetch a small object. Raises as `get` does, and `Permanent` (`too_large`) beyond `limit_bytes`."""
@@ -268,7 +307,7 @@ class HttpClient:
         own = self._own_headers(address, request.target)
         seen = {address.url}
         while True:
-            exchange = self._ask(address, request, own)
+            exchange = self._ask_origin_proxy(address, request, own) or self._ask(address, request, own)
             if exchange.answer.status not in _REDIRECTS or self.settings.is_direct:
                 return exchange
             # Every range request passes through a redirect, so its connection is kept where that costs little.
@@ -319,16 +358,50 @@ class HttpClient:
             chosen_by = None
         route = ConnectionKey(origin, self._connector.proxy_of(origin), chosen_by)
         data = self._encode(address, route, request, own)
+        return self._send(self._connector, route, data, address, request.cancellation)
+
+    def _ask_origin_proxy(self, address: Address, request: _Request, own: Headers) -> Exchange | None:
+        """Send one request for known content to the origin proxy; return its response, None if the origin is to be
+        asked. Raises as a request to the origin does for an address that it must not ask."""
+        proxy, content, origin = self._origin_proxy, request.content, address.origin
+        if proxy is None or content is None or self._connector.is_bypassed(origin):
+            return None
+        if not proxy.takes(origin, content, own):
+            return None
+        request.cancellation.check()
+        self._connector.check_redirect(address.origin, address.chosen_by, request.cancellation)
+        route = ConnectionKey(proxy.address, None, None)
+        whole = content if request.target.part is None else None
+        sent = tuple(header for header in own if header[0].lower() not in _OURS)
+        headers = (("Host", proxy.address.netloc), *self._common_headers(own), *_range_headers(request.asked))
+        data = _encode_head(request.method, address.resource, (*headers, *proxy.make_headers(origin, whole), *sent))
+        try:
+            exchange = self._send(self._local_connector, route, data, address, request.cancellation)
+        except HoldfastError as error:
+            proxy.record_failure(str(error))
+            return None
+        if exchange.answer.status in (200, 206):
+            exchange.origin_proxy = proxy
+            return exchange
+        if proxy.judge(exchange.answer, display_url(address.url)):
+            return exchange
+        self._end_unread(exchange, request)
+        return None
+
+    def _send(
+        self, connector: Connector, route: ConnectionKey, data: bytes, address: Address, cancellation: Cancellation
+    ) -> Exchange:
+        """Send a request on an idle or a new connection of `route`, and read the head of its response."""
         idle = self._pool.take(route)
         if idle is not None:
             try:
-                return self._exchange(idle, data, address, route, request.cancellation)
+                return self._exchange(idle, data, address, route, cancellation)
             except _Stale:
                 # A server may close an idle connection: no fault, so it does not count as an attempt.
-                request.cancellation.check()
+                cancellation.check()
         try:
-            stream = self._connector.open(route, request.cancellation)
-            return self._exchange(stream, data, address, route, request.cancellation)
+            stream = connector.open(route, cancellation)
+            return self._exchange(stream, data, address, route, cancellation)
         except _Stale as error:
             where = display_url(address.url)
             raise Transient("reset", f"{where}: closed without an answer", "it is tried again") from error.__cause__
@@ -355,26 +428,36 @@ class HttpClient:
 
     def _encode(self, address: Address, route: ConnectionKey, request: _Request, own: Headers) -> bytes:
         proxy = route.proxy if address.origin.scheme == "http" else None
-        headers = [("Host", address.origin.netloc), ("User-Agent", self.settings.user_agent)]
-        if not any(name.lower() == "accept" for name, _ in own):
-            headers.append(("Accept", "*/*"))
-        headers.append(("Accept-Encoding", "identity"))
+        headers = [("Host", address.origin.netloc), *self._common_headers(own)]
         if request.body is not None:
             headers.append(("Content-Length", str(len(request.body))))
         if proxy is not None:
             headers.extend(proxy.headers)
-        if request.asked.header is not None:
-            headers.append(("Range", request.asked.header))
+        headers.extend(_range_headers(request.asked))
         if request.target.if_match is not None:
             headers.append(("If-Match", request.target.if_match))
         headers.extend((name, value) for name, value in own if name.lower() not in _OURS)
-        lines = [f"{name}: {value}" for name, value in headers]
-        for (name, _), line in zip(headers, lines, strict=True):
-            if not _HEADER.fullmatch(line):
-                raise Permanent("bad_header", f"the header {name!r} cannot be sent", "check the source's credentials")
         resource = address.resource if proxy is None else address.url
-        head = "\r\n".join([f"{request.method} {resource} HTTP/1.1", *lines, "", ""]).encode("latin-1")
-        return head + (request.body or b"")
+        return _encode_head(request.method, resource, headers) + (request.body or b"")
+
+    def _common_headers(self, own: Headers) -> Headers:
+        """Return the headers of every request, with an `Accept` unless its `own` headers have one."""
+        accept = () if any(name.lower() == "accept" for name, _ in own) else (("Accept", "*/*"),)
+        return (("User-Agent", self.settings.user_agent), *accept, ("Accept-Encoding", "identity"))
+
+
+def _range_headers(asked: RequestedRange) -> Headers:
+    return () if asked.header is None else (("Range", asked.header),)
+
+
+def _encode_head(method: str, resource: str, headers: Iterable[tuple[str, str]]) -> bytes:
+    """Return the head of a request. Raises `Permanent` (`bad_header`) for a header that is none."""
+    lines = []
+    for name, value in headers:
+        lines.append(f"{name}: {value}")
+        if not _HEADER.fullmatch(lines[-1]):
+            raise Permanent("bad_header", f"the header {name!r} cannot be sent", "check the source's credentials")
+    return "\r\n".join([f"{method} {resource} HTTP/1.1", *lines, "", ""]).encode("latin-1")
 
 
 def _range_in(part: Part, offset: int, length: int | None) -> RequestedRange:

@@ -26,6 +26,7 @@ from cached.store.disk.verity import Sealing
 from cached.store.ingest import IngestKey
 from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
+from cached.transport.origin_proxy import OriginProxySettings
 from cached.transport.target import HttpTarget, LocalTarget, Target, local_validator
 from tests.support.origin import Seen
 from tests.support.origin_faults import Fault, Reply
@@ -51,11 +52,14 @@ class Counts:
         self.failures: list[str] = []
         self.mismatches = 0
         self.peer_mismatches = 0
+        self.proxy_bytes = 0
+        self.proxy_mismatches = 0
 
     def received(self, kind: str, size: int) -> None:
         with self._lock:
             self.received_bytes += size
             self.peer_bytes += size if kind == "peer" else 0
+            self.proxy_bytes += size if kind == "dragonfly" else 0
 
     def fetch_failed(self, kind: str, code: str) -> None:
         with self._lock:
@@ -68,6 +72,7 @@ class Counts:
         with self._lock:
             self.mismatches += 1
             self.peer_mismatches += where == "peer"
+            self.proxy_mismatches += where == "dragonfly"
 
 
 class Plenty:
@@ -119,11 +124,17 @@ class Hold:
 class Engine:
     """Workers over a root."""
 
-    def __init__(self, root: Path, settings: WorkerSettings, http: HttpSettings) -> None:
+    def __init__(
+        self,
+        root: Path,
+        settings: WorkerSettings,
+        http: HttpSettings,
+        origin_proxy: OriginProxySettings | None = None,
+    ) -> None:
         self.layout = Layout(root)
         recovery.prepare(self.layout)
         self.counts = Counts()
-        self.client = HttpClient(http)
+        self.client = HttpClient(http, origin_proxy)
         self._connections = settings.connections
         self.journal = DigestJournal(self.layout.digests, {})
         self.workers = Workers(self.layout, self.client, settings, self.counts, self.journal)
@@ -185,9 +196,11 @@ def open_engine(
     per_origin: int | None = None,
     bandwidth: int | None = None,
     http: HttpSettings = HASTY,
+    origin_proxy: OriginProxySettings | None = None,
 ) -> Iterator[Engine]:
     """An engine for a `with` block; at its end all that it lent must be back."""
-    engine = Engine(root, WorkerSettings(connections, per_origin or connections, bandwidth, Sealing.NONE), http)
+    settings = WorkerSettings(connections, per_origin or connections, bandwidth, Sealing.NONE)
+    engine = Engine(root, settings, http, origin_proxy)
     try:
         yield engine
     finally:

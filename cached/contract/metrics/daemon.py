@@ -28,9 +28,9 @@ EVICTIONS = Metric("holdfast_evictions_total", Kind.COUNTER, "Versions evicted."
 VERIFY_FAILURES = Metric(
     "holdfast_verify_failures_total",
     Kind.COUNTER,
-    "Bytes with a wrong digest, by where they were found: fetch, import, peer, scrub, recheck.",
+    "Bytes with a wrong digest, by where they were found: fetch, import, peer, dragonfly, scrub, recheck.",
     ("where",),
-    5,
+    6,
 )
 RECHECKS = Metric(
     "holdfast_rechecks_total",

@@ -73,9 +73,7 @@ class Connector:
     def proxy_of(self, origin: Origin) -> Proxy | None:
         """Return the proxy for `origin`, None for a direct connection. Raises `Permanent` (`bad_proxy`)."""
         url = self._proxies.get(origin.scheme)
-        if origin.host in _METADATA_HOSTS:  # each node has its own: a proxy would ask for the credentials of its node
-            return None
-        if not url or proxy_bypass(origin.authority, self._proxies) or self._in_bypassed_network(origin.host):
+        if not url or self.is_bypassed(origin):
             return None
         address = Address.parse(url if "://" in url else f"http://{url}")
         if address.origin.scheme != "http":
@@ -85,6 +83,25 @@ class Connector:
                 f"set {origin.scheme.upper()}_PROXY to http://host:port, or name the host in NO_PROXY",
             )
         return Proxy(address.origin, basic(*address.userinfo) if address.userinfo else None)
+
+    def is_bypassed(self, origin: Origin) -> bool:
+        """Return whether no proxy may be asked for `origin`: `NO_PROXY` names it, or it is a metadata service (each
+        node has its own: a proxy would ask for the credentials of its node)."""
+        if origin.host in _METADATA_HOSTS:
+            return True
+        return bool(proxy_bypass(origin.authority, self._proxies)) or self._in_bypassed_network(origin.host)
+
+    def check_redirect(self, origin: Origin, chosen_by: Origin | None, cancellation: Cancellation) -> None:
+        """Raise `Permanent` (`insecure_redirect`) if another host's redirect leads to this machine, as `open` does; for
+        a request that somebody else sends. Raises `Transient` if the host has no address."""
+        if chosen_by is None or chosen_by.host == origin.host:
+            return
+        deadline = time.monotonic() + self._settings.connect_timeout_s
+        try:
+            _check_not_internal(origin, chosen_by, _resolve_within(origin, deadline, cancellation))
+        except OSError as error:
+            cancellation.check()
+            raise _connect_error(error, origin, origin.netloc) from error
 
     def open(self, route: ConnectionKey, cancellation: Cancellation) -> Stream:
         """Connect to the origin of `route`, with TLS if it is https, and attach the stream to `cancellation`. Raises

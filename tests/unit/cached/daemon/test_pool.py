@@ -1,4 +1,4 @@
-"""The options `--peers…`, and what a daemon does with them."""
+"""The options `--peers…` and `--origin-proxy…`, and what a daemon does with them."""
 
 from __future__ import annotations
 
@@ -31,6 +31,8 @@ from cached.peers.serving.contents import Contents, NoPartials
 from cached.peers.serving.key_file import KeyFile
 from cached.peers.serving.server import PeerServer, ServerSettings
 from cached.peers.trackers import Trackers
+from cached.transport.origin_proxy import OriginProxySettings
+from cached.transport.urls import Origin
 from tests.support.fake_api import FakeApi
 from tests.support.fetching import eventually
 
@@ -78,13 +80,28 @@ def test_peers_are_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--peer-upload", "0"),
         ("--peer-zone", "a b"),
         ("--peer-zone", "a" * 64),
+        ("--origin-proxy", "http://127.0.0.1:4001"),
+        ("--origin-proxy", "dragonfly=http://127.0.0.1:4001", "--peers", "127.0.0.1:9402"),
+        ("--origin-proxy-credentials", "on"),
     ],
 )
-def test_a_wrong_option_is_a_usage_error(wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_option_is_a_usage_error(wrong: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
     """A bad value ends with 2 before anything starts, and says what is expected."""
     with pytest.raises(SystemExit, match="2"):
         options_of(*wrong)
     assert "expected" in capsys.readouterr().err
+
+
+def test_an_origin_proxy_is_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the option origins are asked directly; with it credentials stay here unless they are let go."""
+    base = ["--catalog", "/c.yaml"]
+    assert parse_config(base).origin_proxy is None
+    assert parse_config([*base, "--origin-proxy", "off"]).origin_proxy is None
+    monkeypatch.setenv("HOLDFAST_ORIGIN_PROXY", "dragonfly=http://10.0.0.1:4001")
+    address = Origin("http", "10.0.0.1", 4001)
+    assert parse_config(base).origin_proxy == OriginProxySettings(address, with_credentials=False)
+    with_credentials = parse_config([*base, "--origin-proxy-credentials", "on"]).origin_proxy
+    assert with_credentials == OriginProxySettings(address, with_credentials=True)
 
 
 def test_without_a_key_there_are_no_peers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
