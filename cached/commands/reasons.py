@@ -52,14 +52,20 @@ def _describe_asking(ref: ModelRef, facts: dict[str, Any], pod: str | None) -> s
     if pod is not None:
         mine = _find_pod(facts, pod)
         pinned = "" if mine is None or mine["digest"] is None else f", pinned to {_short(mine['digest'])}"
+        own_s = None if mine is None else mine.get("waiting_s")
+        waits = waits if own_s is None else f", and has been waiting for {format_duration(own_s)}"
         return f"Pod {pod} asks for {ref}{pinned}{waits if mine is not None and mine['waiting'] else ''}."
-    askers = [f"pod {each['pod']}" for each in facts["pods"]]
+    askers = [_describe_asker(each) for each in sorted(facts["pods"], key=lambda each: -(each.get("waiting_s") or 0))]
     askers += [_ASKERS.get(each, each) for each in facts["asked_by"] if not each.startswith("pod ")]
     if not askers:
         return f"Nothing on this node asks for {ref}."
     more = f" and {len(askers) - _SHOWN} more" if len(askers) > _SHOWN else ""
-    wait = "" if waiting is None else f"; the first pod has been waiting for {format_duration(waiting)}"
-    return f"{ref} is asked for by {', '.join(askers[:_SHOWN])}{more}{wait}."
+    return f"{ref} is asked for by {', '.join(askers[:_SHOWN])}{more}."
+
+
+def _describe_asker(pod: dict[str, Any]) -> str:
+    waiting_s = pod.get("waiting_s")
+    return f"pod {pod['pod']}" + ("" if waiting_s is None else f" (waiting for {format_duration(waiting_s)})")
 
 
 def _describe_entry(facts: dict[str, Any]) -> str:

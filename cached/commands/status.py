@@ -1,6 +1,7 @@
 """`holdfast status`: show the daemon's heartbeat, the disk and every version's state, once or refreshed in place.
 
-Law: reads the public tree only, so that it also works while the daemon is down.
+Law: reads the public tree, so that it also works while the daemon is down, and asks one that runs only for what it
+alone knows: which pods wait.
 """
 
 from __future__ import annotations
@@ -18,11 +19,14 @@ from cached.commands.shared.common import (
     command_parser,
     describe_progress,
     format_table,
+    get_layout,
     get_public_tree,
     report_errors,
 )
+from cached.commands.shared.control_client import ControlClient
 from cached.commands.shared.tree import list_model_statuses, read_daemon_status, read_disk_space, seconds_since
-from cached.contract.layout import PublicLayout
+from cached.contract.errors import HoldfastError
+from cached.contract.layout import Layout, PublicLayout
 from cached.contract.program.options import EXIT_DONE
 from cached.contract.program.units import format_duration, format_size
 from cached.contract.status import DaemonStatus, ModelStatus, parse_timestamp
@@ -31,6 +35,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _REFRESH_S = 1.0
+_ANSWER_S = 1.0
+_MOST_PODS, _MOST_PODS_LIVE = 20, 5
 _HEARTBEAT_LATE_S = 15.0  # it moves at least every 5 s (design, section 3)
 
 
@@ -41,21 +47,22 @@ def main(argv: Sequence[str]) -> int:
     parser.switch("--watch", help="refresh every second, until Ctrl-C")
     parser.switch("--json", help="print JSON instead of text (with --watch: one object a line)")
     options = parser.parse_args(argv)
-    public = get_public_tree(options)
+    get_public_tree(options)
+    layout = get_layout(options)
     if options.watch:
-        return _watch(public, as_json=options.json)
-    sys.stdout.write(json.dumps(_document(public), indent=2) + "\n" if options.json else _text(public))
+        return _watch(layout, as_json=options.json)
+    sys.stdout.write(json.dumps(_document(layout), indent=2) + "\n" if options.json else _text(layout))
     return EXIT_DONE
 
 
-def _watch(public: PublicLayout, *, as_json: bool) -> int:
+def _watch(layout: Layout, *, as_json: bool) -> int:
     console = None if as_json else bars.open_console(sys.stdout)
     if console is not None:
-        return _watch_live(public, console)
+        return _watch_live(layout, console)
     in_place = sys.stdout.isatty() and not as_json
     try:
         while True:
-            text = json.dumps(_document(public)) + "\n" if as_json else _text(public)
+            text = json.dumps(_document(layout)) + "\n" if as_json else _text(layout)
             sys.stdout.write(_redraw(text) if in_place else text)
             sys.stdout.flush()
             time.sleep(_REFRESH_S)
@@ -63,15 +70,17 @@ def _watch(public: PublicLayout, *, as_json: bool) -> int:
         return EXIT_DONE
 
 
-def _watch_live(public: PublicLayout, console: Console) -> int:
+def _watch_live(layout: Layout, console: Console) -> int:
     """Draw all versions with bars until Ctrl-C; what was drawn last stays."""
     with contextlib.suppress(KeyboardInterrupt), bars.open_live(console, whole_screen=True) as live:
         while True:
-            statuses = list_model_statuses(public)
+            statuses = list_model_statuses(layout.public)
             lines = shutil.get_terminal_size().lines
-            live.update(bars.draw_status(_head(public), statuses, _list_errors(statuses), lines), refresh=True)
+            notes = [_list_waiting(_ask_waiting(layout) or [], _MOST_PODS_LIVE), _list_errors(statuses)]
+            shown = "\n".join(filter(None, notes))
+            live.update(bars.draw_status(_head(layout.public), statuses, shown, lines), refresh=True)
             time.sleep(_REFRESH_S)
-    sys.stdout.write(_text(public))
+    sys.stdout.write(_text(layout))
     return EXIT_DONE
 
 
@@ -82,13 +91,23 @@ def _redraw(text: str) -> str:
     return "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J"
 
 
-def _document(public: PublicLayout) -> dict[str, Any]:
-    """Return the document of `/v1/status`, as far as the public tree has it."""
+def _ask_waiting(layout: Layout) -> list[dict[str, Any]] | None:
+    """Return the pods that wait, the longest first; None where the daemon does not answer this user at once."""
+    try:
+        return ControlClient(layout, _ANSWER_S).list_waiting()
+    except HoldfastError:
+        return None
+
+
+def _document(layout: Layout) -> dict[str, Any]:
+    """Return the document of `/v1/status`, as far as the public tree has it, and the pods that wait."""
+    public = layout.public
     daemon = read_daemon_status(public)
     return {
         "daemon": None if daemon is None else daemon.document(),
         "disk": read_disk_space(public),
         "models": [status.document() for status in list_model_statuses(public)],
+        "waiting": _ask_waiting(layout),
     }
 
 
@@ -99,17 +118,29 @@ def _head(public: PublicLayout) -> str:
     return lines + f"disk    {format_size(space['free'])} free of {format_size(space['capacity'])}, {used:.0f} % used\n"
 
 
-def _text(public: PublicLayout) -> str:
-    head = f"{_head(public)}\n"
-    statuses = list_model_statuses(public)
+def _text(layout: Layout) -> str:
+    head = f"{_head(layout.public)}\n"
+    statuses = list_model_statuses(layout.public)
     if not statuses:
         return head + "no version is wanted here yet\n"
     rows = [("VERSION", "STATE", "FOR", "PROGRESS")]
     for status in statuses:
         ref, since = f"{status.model}@{status.version}", format_duration(seconds_since(status.since))
         rows.append((ref, status.state.value, since, describe_progress(status)))
-    errors = _list_errors(statuses)
-    return head + format_table(rows) + (f"\n{errors}" if errors else "")
+    notes = [_list_waiting(_ask_waiting(layout) or [], _MOST_PODS), _list_errors(statuses)]
+    return head + format_table(rows) + "".join(f"\n{each}" for each in notes if each)
+
+
+def _list_waiting(pods: Sequence[dict[str, Any]], most: int) -> str:
+    """Return a table of the first of these pods, each with what it waits for and how long; empty without any."""
+    if not pods:
+        return ""
+    rows = [("POD", "WAITS FOR", "FOR")]
+    for each in pods[:most]:
+        since = "-" if each["since"] is None else format_duration(seconds_since(each["since"]))
+        rows.append((each["pod"], f"{each['model']}@{each['version']}", since))
+    more = len(pods) - most
+    return format_table(rows) + (f"and {more} more: `holdfast status --json` has all\n" if more > 0 else "")
 
 
 def _list_errors(statuses: Sequence[ModelStatus]) -> str:

@@ -38,7 +38,7 @@ from cached.core.demand import (
 )
 from cached.core.demand_index import DemandIndex
 from cached.core.eviction import InventoryEntry, by_age, count_excess
-from cached.core.fills import PodFills
+from cached.core.fills import PodFills, WaitingPod
 from cached.core.planner import Evict, Preempt, Situation, SpaceStep, StartFetch, VersionStep
 from cached.core.space import Ledger, NoInodes, NoSpace, Shortage
 from cached.core.versions import messages
@@ -472,6 +472,18 @@ class Reconciler:
         for ref in dirty:
             self._statuses.show_pinned(self._versions.get(ref), self._catalog)
         self._observe_fills()
+
+    @property
+    def waiting_changes(self) -> int:
+        """A number that differs from an earlier one where `list_waiting` may."""
+        return self._fills.changes
+
+    def list_waiting(self) -> tuple[WaitingPod, ...]:
+        """Return the pods of this node that wait, each with its version, the longest first; times are monotonic."""
+        pods = self._cluster.pods()
+        records = {pod.ref: self._versions.get(pod.ref).waiting_since for pod in pods}
+        since = {ref: began for ref, began in records.items() if began is not None}
+        return self._fills.list_waiting(pods, self._inventory.models, since)
 
     def _observe_fills(self) -> None:
         """Observe the pods that have all their versions now; nothing where neither pods nor versions changed."""

@@ -6,6 +6,7 @@ Law: runs on the event loop; translates between requests and the reconciler, and
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -136,6 +137,19 @@ class DaemonService:
             },
             "models": [self._describe_model(status) for status in self._status_files.all()],
         }
+
+    def list_waiting(self) -> list[dict[str, Any]]:
+        """Return the pods that wait, the longest first, each with the version that it waits for."""
+        epoch = time.time() - asyncio.get_running_loop().time()
+        return [
+            {
+                "pod": each.pod,
+                "model": each.ref.name,
+                "version": each.ref.version,
+                "since": None if each.since is None else timestamp(epoch + each.since),
+            }
+            for each in self._reconciler.list_waiting()
+        ]
 
     # --- commands --------------------------------------------------------------------------------------------------
 

@@ -186,6 +186,11 @@ class ControlClient:
         """Return `{"daemon", "disk", "models"}` (design, section 8)."""
         return self._ask("GET", "/v1/status", None)
 
+    def list_waiting(self) -> list[dict[str, Any]]:
+        """Return the pods that wait, the longest first: `{"pod", "model", "version", "since"}`."""
+        pods: list[dict[str, Any]] = self._ask("GET", "/v1/waiting", None)["pods"]
+        return pods
+
     def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         deadline = time.monotonic() + self._timeout_s
         headers = {"Content-Type": "application/json", DEADLINE_HEADER: f"{deadline:.3f}"}

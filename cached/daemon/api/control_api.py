@@ -79,6 +79,9 @@ def make_control_api(service: DaemonService, imports: Imports, explanations: Exp
             return make_json(explanations.explain_pod(_text(body, "pod")))
         return make_json(explanations.explain_version(_ref(body)))
 
+    async def list_waiting(_request: Request) -> Response:
+        return make_json({"pods": service.list_waiting()})
+
     async def begin_import(request: Request) -> Upgrade:
         body = _body(request)
         ref, replace = _ref(body), _flag(body, "replace")
@@ -97,6 +100,7 @@ def make_control_api(service: DaemonService, imports: Imports, explanations: Exp
     routes["POST", "/v1/explain"] = explain  # also while the disk hangs: that may be the answer
     routes["GET", "/v1/pull/*"] = _answer_while_disk_hangs(service, get_pull)
     routes["GET", "/v1/status"] = make_status_handler(service.make_status)
+    routes["GET", "/v1/waiting"] = list_waiting
     return make_router(routes)
 
 

@@ -119,16 +119,20 @@ class Explanations:
 
     def _describe_pods(self, ref: ModelRef, record: Version, catalog: Catalog | None) -> list[dict[str, Any]]:
         held, refused = self._inventory.models.get(ref), self._reconciler.find_refused_pins(ref)
+        now = asyncio.get_running_loop().time()
+        waits = {each.pod: each.since for each in self._reconciler.list_waiting() if each.ref == ref}
         found = []
         for pod in record.pods:
             error: HoldfastError | None = refused.get(pod.pin) if pod.pin is not None else None
             if error is None and catalog is not None:
                 error = find_forbidden(catalog, ref, pod.namespace)
+            since = waits.get(pod.pod)
             found.append(
                 {
                     "pod": pod.pod,
                     "digest": None if pod.pin is None else str(pod.pin),
                     "waiting": held is None or pod.pin not in (None, held),
+                    "waiting_s": None if since is None else now - since,
                     "error": None if error is None else asdict(StatusError.of(error)),
                 }
             )

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
 from cached.contract.status import DaemonStatus, ModelStatus, timestamp
-from cached.core.demand import PodWant, count_waiting
+from cached.core.demand import PodWant
 from cached.core.eviction import HeldBytes
 from cached.core.space import Ledger, SpaceUse
 from cached.daemon.catalog.catalog_file import CatalogFile
@@ -36,19 +36,23 @@ _CLOCK_JUMP_S = 2.0
 @dataclass(frozen=True, slots=True)
 class VersionFacts:
     """One version. `size`: of its snapshot, where it is here; `names`: how many versions have that snapshot. `users`:
-    pods that may read it. `waiting`: pods whose version is not here, `pulls` that are open, and `waiting_since` when
-    the first pod began to wait. `kept`: pinned against eviction. Times in UTC."""
+    pods that may read it. `waiting`: pods whose version is not here, each with the time since when it waits, the
+    longest first; `pulls` that are open. `kept`: pinned against eviction. Times in UTC."""
 
     status: ModelStatus
     size: HeldBytes | None
     names: int
     leased: bool
     users: tuple[str, ...]
-    waiting: tuple[str, ...]
+    waiting: tuple[tuple[str, str | None], ...]
     pulls: int
-    waiting_since: str | None
     kept: bool
     last_used: str | None
+
+    @property
+    def waiting_since(self) -> str | None:
+        """When the pod that waits longest began to; None where that is not known."""
+        return self.waiting[0][1] if self.waiting else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +153,7 @@ class NodeFacts:
             self._inventory.leased,
             self._inventory.pins,
             self._cluster.users(),
+            self._reconciler.waiting_changes,
             self._cluster.figures().get("kube_connected"),
             (use.capacity, use.used, use.reserved, use.dying, use.free // step),
             None if error is None else error.code,
@@ -185,14 +190,15 @@ class NodeFacts:
     def _describe_versions(self, statuses: tuple[ModelStatus, ...]) -> tuple[VersionFacts, ...]:
         models = self._inventory.models
         users = _names_by_version(self._cluster.users())
-        waiting = tuple(pod for pod in self._cluster.pods() if count_waiting((pod,), models))
-        waiting_names, named = _names_by_version(waiting), self._inventory.named()
+        waiting: defaultdict[ModelRef, list[tuple[str, str | None]]] = defaultdict(list)
+        for each in self._reconciler.list_waiting():
+            waiting[each.ref].append((each.pod, None if each.since is None else timestamp(self._epoch + each.since)))
+        named = self._inventory.named()
         found = []
         for status in statuses:
             ref = ModelRef(status.model, status.version)
             record, digest = self._reconciler.get_record(ref), models.get(ref)
-            still = set(waiting_names.get(ref, ()))
-            since = record.waiting_since if still else None
+            still = {name for name, _ in waiting[ref]}
             own_users = tuple(name for name in users.get(ref, ()) if name not in still)
             leased = digest in self._inventory.leased
             found.append(
@@ -202,9 +208,8 @@ class NodeFacts:
                     names=0 if digest is None else len(named[digest]),
                     leased=leased,
                     users=own_users,
-                    waiting=tuple(sorted(still)),
+                    waiting=tuple(waiting[ref]),
                     pulls=sum(pull.error is None and pull.digest is None for pull in record.pulls),
-                    waiting_since=None if since is None else timestamp(self._epoch + since),
                     kept=ref in self._inventory.pins or self._reconciler.is_kept(ref),
                     last_used=None if leased or own_users else self._find_last_use(ref),
                 )

@@ -12,7 +12,7 @@ from cached.contract.status import ModelStatus, State
 from cached.daemon.page.facts import VersionFacts
 from cached.daemon.page.markup import age, plain, text
 
-_MOST_NAMES = 5
+MOST_NAMES = 5
 _DIGEST = 19  # characters of a digest: `sha256:` and 12 digits tell versions of a node apart
 _RANKS = {State.FAILED: 0, State.FETCHING: 1, State.VERIFYING: 1, State.PUBLISHING: 1, State.RESOLVING: 1}
 _LAST_RANKS = {State.QUEUED: 2, State.EVICTING: 3, State.READY: 4}
@@ -64,8 +64,8 @@ def describe_progress(status: ModelStatus) -> str:
 
 def list_names(names: tuple[str, ...]) -> str:
     """Return the HTML of the first of these names, and how many more there are."""
-    more = len(names) - _MOST_NAMES
-    listed = "<br>".join(text(name) for name in names[:_MOST_NAMES])
+    more = len(names) - MOST_NAMES
+    listed = "<br>".join(text(name) for name in names[:MOST_NAMES])
     return f"{listed}<small>and {more} more</small>" if more > 0 else listed
 
 

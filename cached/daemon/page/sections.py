@@ -12,7 +12,7 @@ from cached.contract.program.units import format_size
 from cached.contract.status import State, StatusError, timestamp
 from cached.daemon.page.facts import Facts, SourceFacts, VersionFacts
 from cached.daemon.page.markup import age, message, plain, text
-from cached.daemon.page.rows import describe_progress, list_names
+from cached.daemon.page.rows import MOST_NAMES, describe_progress
 
 MOVING = frozenset({State.RESOLVING, State.FETCHING, State.VERIFYING, State.PUBLISHING})
 _MOST_PROBLEMS = 50
@@ -76,7 +76,7 @@ def render_tiles(facts: Facts, problems: list[Problem]) -> str:
     moving = [each.status for each in versions if each.status.state in MOVING]
     queued = sum(each.status.state is State.QUEUED for each in versions)
     rate = sum(status.rate_bytes_per_s or 0 for status in moving)
-    waiting = {pod for each in versions for pod in each.waiting}
+    waiting = {pod for each in versions for pod, _ in each.waiting}
     since = min((each.waiting_since for each in versions if each.waiting_since), default=None)
     users = {pod for each in versions for pod in each.users}
     used = use.capacity - use.free
@@ -136,7 +136,7 @@ def render_waiting(versions: Iterable[VersionFacts]) -> str:
     rows = "".join(_render_waiting(each) for each in waiting[:_MOST_WAITING])
     left = len(waiting) - _MOST_WAITING
     more = f"<p class=soft>and {_count(left, 'version')} more</p>" if left > 0 else ""
-    columns = (("w0", "Version"), ("w1", "Who"), ("w2", "Since"), ("", "Why"))
+    columns = (("w0", "Version"), ("w0", "Who, and for how long"), ("", "Why"))
     head = "".join(f'<th role=columnheader scope=col class="{width}">{name}</th>' for width, name in columns)
     return (
         "<section aria-labelledby=h-waiting><h2 id=h-waiting>Waiting</h2>"
@@ -245,15 +245,20 @@ def _render_problem(problem: Problem, *, is_over: bool = False) -> str:
 
 def _render_waiting(version: VersionFacts) -> str:
     status = version.status
-    who = list_names(version.waiting)
+    who = "<br>".join(_render_waiting_pod(name, since) for name, since in version.waiting[:MOST_NAMES])
+    more = len(version.waiting) - MOST_NAMES
+    who += f"<small>and {more} more</small>" if more > 0 else ""
     if version.pulls:
         who += ("<br>" if who else "") + _count(version.pulls, "<code>holdfast pull</code>")
-    since = age(version.waiting_since) if version.waiting_since else ""
     return (
         f"<tr role=row><th role=rowheader scope=row>{text(status.model)}@<b>{text(status.version)}</b></th>"
-        f'<td role=cell data-l="Who">{who}</td><td role=cell data-l="Since" class=num>{since}</td>'
+        f'<td role=cell data-l="Who">{who}</td>'
         f'<td role=cell data-l="Why" class=num>{_explain(version)}</td></tr>'
     )
+
+
+def _render_waiting_pod(name: str, since: str | None) -> str:
+    return text(name) + ("" if since is None else f" <span class=soft>for {age(since)}</span>")
 
 
 def _explain(version: VersionFacts) -> str:

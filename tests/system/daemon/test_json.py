@@ -52,8 +52,10 @@ def test_each_command_prints_what_its_shape_says(
     check("pull, export, import", "import", tar, absent=("state",))
     check("pin, unpin", "pin", "m@a", absent=("was_pinned",))
     check("ls", "ls")
-    check("status", "status")
-    check("why", "why", "p")
+    waiting = check("status", "status")["waiting"]
+    assert [(each["pod"], each["version"]) for each in waiting] == [("default/p", "gone")]
+    told = check("why", "why", "p")["versions"][0]["pods"]
+    assert told[0]["waiting_s"] > 0
     check("why", "why", "m@a")
     check("doctor", "doctor", "--kube", "off", "--timeout", "20")
     check("gc", "gc", "--dry-run")

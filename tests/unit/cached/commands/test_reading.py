@@ -18,7 +18,7 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.snapshot import lease
-from cached.contract.status import State, StatusError, parse_timestamp
+from cached.contract.status import State, StatusError, parse_timestamp, timestamp
 from tests.support.control import ControlServer, model_status, write_heartbeat, write_status
 from tests.unit.cached.commands.conftest import publish
 
@@ -149,6 +149,33 @@ def test_status_shows_heartbeat_disk_and_progress(layout: Layout, capsys: pytest
     assert "NOT RUNNING" not in out
     assert "free of" in out
     assert "1.0 KiB of 4.0 KiB (25 %), 1.0 KiB/s, 3s left" in out
+
+
+def test_status_tells_who_waits_and_how_long(
+    layout: Layout, control: ControlServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`status` lists the pods that the daemon knows to wait, each with its version and its own time, and of many how
+    many more; `--json` has them all, and null where no daemon tells."""
+    write_status(layout, model_status(BASE, State.FETCHING))
+    now = time.time()
+    since = [timestamp(now - 190), None, *(timestamp(now) for _ in range(30))]
+    pods = [
+        {"pod": f"team/pod-{n}", "model": BASE.name, "version": BASE.version, "since": each}
+        for n, each in enumerate(since)
+    ]
+    control.answers["GET /v1/waiting"] = 200, {"pods": pods}
+    assert status.main(["--root", str(layout.root)]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    first = shown.index(next(line for line in shown if line.startswith("POD")))
+    assert shown[first + 1].split()[:2] == ["team/pod-0", str(BASE)]
+    assert shown[first + 1].split()[2].startswith("3m1")
+    assert shown[first + 2].split() == ["team/pod-1", str(BASE), "-"]
+    assert shown[first + 21].startswith("and 12 more")
+    assert status.main(["--root", str(layout.root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["waiting"] == pods
+    control.answers["GET /v1/waiting"] = 404, {}  # an older daemon
+    assert status.main(["--root", str(layout.root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["waiting"] is None
 
 
 def test_status_tells_errors_with_their_remedy(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:

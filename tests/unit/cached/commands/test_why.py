@@ -68,8 +68,15 @@ def facts(**more: Any) -> dict[str, Any]:
     }
 
 
-def pod(*, waiting: bool = True, error: dict[str, Any] | None = None, digest: str | None = None) -> dict[str, Any]:
-    return {"pod": "a/p", "digest": digest, "waiting": waiting, "error": error}
+def pod(
+    name: str = "a/p",
+    *,
+    waiting: bool = True,
+    waiting_s: float | None = None,
+    error: dict[str, Any] | None = None,
+    digest: str | None = None,
+) -> dict[str, Any]:
+    return {"pod": name, "digest": digest, "waiting": waiting, "waiting_s": waiting_s, "error": error}
 
 
 CASES: dict[str, tuple[dict[str, Any], str | None, str, list[str]]] = {
@@ -113,11 +120,21 @@ CASES: dict[str, tuple[dict[str, Any], str | None, str, list[str]]] = {
         facts(
             fetch={"state": "running", "waiting_s": 65.0},
             status={"state": "fetching", "bytes_total": 200, "bytes_done": 50, "eta_s": 9.0},
-            pods=[pod()],
+            pods=[pod(waiting_s=65.0), pod("a/q", waiting_s=600.0)],
         ),
         "a/p",
         "fetching",
         ["Pod a/p asks for tiny@v1, and has been waiting for 1m05s.", "(25 %)", "9s left"],
+    ),
+    "several pods": (
+        facts(
+            fetch={"state": "running", "waiting_s": 600.0},
+            status={"state": "fetching"},
+            pods=[pod(waiting=False), pod("b/new", waiting_s=3.0), pod("b/old", waiting_s=600.0)],
+        ),
+        None,
+        "fetching",
+        ["asked for by pod b/old (waiting for 10m00s), pod b/new (waiting for 3s), pod a/p."],
     ),
     "a fetch in trouble": (
         facts(fetch={"state": "running"}, status={"state": "fetching", "error": TROUBLE}),

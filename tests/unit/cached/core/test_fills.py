@@ -5,7 +5,7 @@ from __future__ import annotations
 from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
 from cached.core.demand import PodWant
-from cached.core.fills import PodFills
+from cached.core.fills import PodFills, WaitingPod
 
 A, B = ModelRef("m", "a"), ModelRef("m", "b")
 HERE, OTHER = Digest.of(b"here"), Digest.of(b"other")
@@ -49,6 +49,23 @@ def test_a_wrong_digest_fills_no_pod() -> None:
     pods = [want("p", A, OTHER)]
     assert fills.update(pods, {A: HERE}, 1) == []
     assert fills.update(pods, {A: OTHER}, 4) == [3]
+
+
+def test_each_waiting_pod_has_its_own_time() -> None:
+    """A pod waits since it was first seen, whatever others wait for; one whose version is lost since the version is, if
+    that is known. Pods that have theirs are not listed, and the longest wait is the first."""
+    fills = PodFills()
+    early, late, lost = want("early", A), want("late", A), want("lost", B)
+    fills.update([early, lost], {B: HERE}, 10)
+    fills.update([early, late, lost], {B: HERE}, 25)
+    found = fills.list_waiting([late, early, early, lost], {}, {A: 10.0})
+    assert found == (
+        WaitingPod("default/early", A, 10),
+        WaitingPod("default/late", A, 25),
+        WaitingPod("default/lost", B, None),
+    )
+    assert fills.list_waiting([lost], {}, {B: 30.0}) == (WaitingPod("default/lost", B, 30),)
+    assert fills.list_waiting([early, lost], {A: HERE, B: HERE}, {}) == ()
 
 
 def test_a_pod_that_goes_counts_nothing() -> None:

@@ -27,9 +27,7 @@ def make_status(name: str = "acme/llama", version: str = "v1", **fields: Any) ->
 
 def make_version(status: ModelStatus | None = None, **fields: Any) -> VersionFacts:
     """A version that is here, with other `fields`."""
-    here = VersionFacts(
-        status or make_status(), HeldBytes(GIB, 0), 1, False, (), (), 0, None, False, "2026-11-30T10:00:00Z"
-    )
+    here = VersionFacts(status or make_status(), HeldBytes(GIB, 0), 1, False, (), (), 0, False, "2026-11-30T10:00:00Z")
     return replace(here, **fields)
 
 
@@ -61,7 +59,7 @@ def make_hostile_facts(evil: str) -> Facts:
     )
     ref = ModelRef("acme/llama", "v1")
     return make_facts(
-        make_version(failed, users=(evil,) * 9, waiting=(evil,), pulls=1, waiting_since=evil, last_used=evil),
+        make_version(failed, users=(evil,) * 9, waiting=((evil, evil),), pulls=1, last_used=evil),
         make_version(moving, size=None, leased=True, users=(evil,)),
         daemon=DaemonStatus(evil, evil, 1, evil, evil),
         not_ready=evil,

@@ -173,7 +173,7 @@ async def test_the_page_tells_what_the_node_does() -> None:
     over = StatusError("http_503", "acme/llama@v1: answered 503", "wait a little", permanent=False)
     facts = make_facts(
         make_version(leased=True, users=("team/pod-1",)),
-        make_version(fetching, size=None, waiting=("team/pod-2", "team/pod-3"), waiting_since=SINCE, pulls=2),
+        make_version(fetching, size=None, waiting=(("team/pod-2", SINCE), ("team/pod-3", None)), pulls=2),
         make_version(failed, size=None, last_used=None),
         disk_error=Transient("disk", "the disk has not answered for 30 s", "check the kernel log"),
         sources=(SourceFacts("s3", 2, 3 * GIB, 5 * GIB, 7),),
@@ -198,7 +198,8 @@ async def test_the_page_tells_what_the_node_does() -> None:
         "The disk disk , is tried again the disk has not answered for 30 s check the kernel log",
         "acme/llama@v3 not_found , for",
         "no such folder look for typing errors",
-        "acme/llama@ v2 team/pod-2 team/pod-3 2 holdfast pull",
+        "acme/llama@ v2 team/pod-2 for",
+        "team/pod-3 2 holdfast pull",
         "fetching, 25 %, 256.0 MiB/s, 3s left",
         "acme/llama@v1 = b@1 20.0 GiB",
         "Shared by several versions 8.0 GiB",
