@@ -1,4 +1,5 @@
-"""How long pods take from their binding to this node until all their versions are here, and their gates open.
+"""How long pods take from their binding to this node until they have their weights: all versions are here, which opens
+a gate at once, and volumes are mounted.
 
 Law: pure: no I/O, the clock is an argument. Pods that were filled when the first of them were seen, by an earlier
 daemon, count nothing; a later pod whose versions are all here when it comes took no time.
@@ -6,7 +7,7 @@ daemon, count nothing; a later pod whose versions are all here when it comes too
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from cached.contract.digest import Digest
@@ -41,13 +42,19 @@ class PodFills:
         found = [WaitingPod(name, ref, self._waiting.get(uid, since.get(ref))) for uid, name, ref in waiting]
         return tuple(sorted(found, key=lambda each: (each.since is None, each.since or 0.0, each.pod, each.ref)))
 
-    def update(self, pods: Iterable[PodWant], models: Mapping[ModelRef, Digest], now: float) -> list[float]:
-        """See the pods of the node and the versions here; return the seconds that each pod took which is filled since
-        the last call."""
+    def update(
+        self,
+        pods: Iterable[PodWant],
+        models: Mapping[ModelRef, Digest],
+        now: float,
+        unmounted: Collection[str] = (),
+    ) -> list[float]:
+        """See the pods of the node, the versions here, and the uids of the pods whose volumes are `unmounted`; return
+        the seconds that each pod took which is filled since the last call."""
         self.changes += 1
         met: dict[str, bool] = {}
         for pod in pods:
-            met[pod.uid] = met.get(pod.uid, True) and is_met(pod, models)
+            met[pod.uid] = met.get(pod.uid, pod.uid not in unmounted) and is_met(pod, models)
         before = self._filled
         if before is None:
             before = {uid for uid, filled in met.items() if filled}

@@ -142,7 +142,9 @@ class Volumes:
         """Take over the volumes that an earlier daemon mounted; `leases` has their snapshots already."""
         for place, volume in found.items():
             target = Path(place)
-            self._volumes[target] = _Volume(target, self._find_uid(target), None, mounted=volume.content)
+            uid = self._find_uid(target)
+            self._volumes[target] = _Volume(target, uid, None, mounted=volume.content)
+            self._wants.mark_mounted(target, uid)
 
     def close(self) -> None:
         """End the threads. Blocking."""
@@ -270,6 +272,8 @@ class Volumes:
             if volume.mounted is None:  # else by a call that is gone
                 await self._mounting.finish(self._mounter.mount, content, volume.target)
                 volume.mounted = content
+                self._wants.mark_mounted(volume.target, volume.pod_uid)
+                self._planner.wake()  # the pod has its weights now
                 _log.info(
                     "%s: mounted %s for pod %s",
                     volume.target,

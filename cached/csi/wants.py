@@ -17,10 +17,11 @@ from cached.node.cluster import AnnotatedPod, Cluster, PodLife
 
 
 class VolumeWants:
-    """The wants of volumes, by target; `changes` counts the changes."""
+    """The wants of volumes, by target, and the pods of those that are mounted; `changes` counts the wants' changes."""
 
     def __init__(self) -> None:
         self._by_target: dict[Path, tuple[PodWant, ...]] = {}
+        self._mounted: dict[Path, str] = {}
         self.changes = 0
 
     def add(self, target: Path, wants: tuple[PodWant, ...]) -> None:
@@ -30,9 +31,20 @@ class VolumeWants:
             self.changes += 1
 
     def remove(self, target: Path) -> None:
-        """End the wants of a volume. Idempotent."""
+        """End the wants of a volume, which is not mounted any more. Idempotent."""
+        self._mounted.pop(target, None)
         if self._by_target.pop(target, None) is not None:
             self.changes += 1
+
+    def mark_mounted(self, target: Path, uid: str) -> None:
+        """Note that the volume at `target` is mounted, for the pod `uid`, until `remove`."""
+        self._mounted[target] = uid
+
+    def list_unmounted(self, announced: Iterable[str]) -> frozenset[str]:
+        """Return the uids of the pods of which a volume is not mounted; `announced`: those of pods that are known to
+        get one, asked for or not."""
+        asked = {want.uid for target, wants in self._by_target.items() if target not in self._mounted for want in wants}
+        return frozenset(asked | (set(announced) - set(self._mounted.values())))
 
     def list_all(self) -> tuple[PodWant, ...]:
         """Return the wants of all volumes."""
@@ -68,6 +80,9 @@ class WithVolumes:
 
     def list_annotated(self) -> tuple[AnnotatedPod, ...]:
         return self._cluster.list_annotated()
+
+    def list_unmounted(self) -> frozenset[str]:
+        return self._wants.list_unmounted(pod.uid for pod in self._cluster.list_annotated() if pod.by_volume)
 
     async def list_pods_now(self) -> tuple[PodWant, ...]:
         pods = await self._cluster.list_pods_now()

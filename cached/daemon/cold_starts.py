@@ -7,7 +7,7 @@ each version the last steps. Runs on the event loop.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 from cached.contract.program.tracing import ROOT, Interval, Tracer, root_of
@@ -46,22 +46,27 @@ class ColdStarts:
         waits less."""
         self._steps.setdefault(ref, deque(maxlen=_MOST_STEPS)).append(interval)
 
-    def look(self, pods: Iterable[PodWant], find: Callable[[ModelRef], ModelStatus | None]) -> None:
-        """Look at the pods and the statuses of what they want; call it after each change of either. Pods that have
-        what they want at the first look of all started earlier."""
+    def look(
+        self,
+        pods: Iterable[PodWant],
+        find: Callable[[ModelRef], ModelStatus | None],
+        unmounted: Collection[str] = (),
+    ) -> None:
+        """Look at the pods and the statuses of what they want, and at the uids of those whose volumes are `unmounted`;
+        call it after each change of any. Pods that have what they want at the first look of all started earlier."""
         now = self._clock()
         wants: dict[str, list[PodWant]] = {}
         for want in pods:
             wants.setdefault(want.uid, []).append(want)
         for uid in wants.keys() - (self._known or frozenset()):
             start = _Start(tuple(wants[uid]), now)
-            if self._known is not None or not _is_here(start, find):
+            if self._known is not None or uid in unmounted or not _is_here(start, find):
                 self._starts[uid] = start
         self._known = frozenset(wants)
         for uid, start in list(self._starts.items()):
             if uid not in wants:
                 self._send(uid, start, now, "pod_gone")
-            elif _is_here(start, find):
+            elif uid not in unmounted and _is_here(start, find):
                 self._send(uid, start, now, None)
         waited = {ref for start in self._starts.values() for ref in start.refs}
         self._steps = {ref: steps for ref, steps in self._steps.items() if ref in waited or not _is_settled(find(ref))}

@@ -391,7 +391,7 @@ def _follow_cluster(
 
 def _trace(cluster: Cluster, status_files: StatusFiles, cold_starts: ColdStarts | None) -> None:
     if cold_starts is not None and cluster.synced:
-        cold_starts.look(cluster.pods(), status_files.get)
+        cold_starts.look(cluster.pods(), status_files.get, cluster.list_unmounted())
 
 
 async def _report_to_cluster(

@@ -103,7 +103,7 @@ class Reconciler:
         self._all_dirty = True
         self._planned_pods: Sequence[PodWant] | None = None
         self._fills = PodFills()
-        self._filled_at: tuple[Sequence[PodWant] | None, int] | None = (
+        self._filled_at: tuple[Sequence[PodWant] | None, int, frozenset[str]] | None = (
             None  # the pods and the inventory at the last look
         )
         self._work = asyncio.Event()
@@ -486,12 +486,14 @@ class Reconciler:
         return self._fills.list_waiting(pods, self._inventory.models, since)
 
     def _observe_fills(self) -> None:
-        """Observe the pods that have all their versions now; nothing where neither pods nor versions changed."""
-        seen = self._planned_pods, self._inventory.changes
+        """Observe the pods that have their weights now; nothing where pods, versions and mounts are as before."""
+        unmounted = self._cluster.list_unmounted()
+        seen = self._planned_pods, self._inventory.changes, unmounted
         if not self._cluster.synced or seen == self._filled_at:
             return
         self._filled_at = seen
-        for seconds in self._fills.update(self._planned_pods or (), self._inventory.models, self._clock()):
+        pods, models = self._planned_pods or (), self._inventory.models
+        for seconds in self._fills.update(pods, models, self._clock(), unmounted):
             self._metrics.observe_pod_fill(seconds)
 
     def _update_pods(self) -> None:

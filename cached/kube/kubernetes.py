@@ -52,6 +52,9 @@ class KubernetesCluster:
     def list_annotated(self) -> tuple[AnnotatedPod, ...]:
         return self._watch.list_annotated()
 
+    def list_unmounted(self) -> frozenset[str]:
+        return frozenset()
+
     async def list_pods_now(self) -> tuple[PodWant, ...]:
         return await self._watch.list_users_now()
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cached.contract.annotations import PREFIX, parse, requests_weights
+from cached.contract.annotations import MODE, PREFIX, parse, requests_weights
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.reference import ModelRef
 from cached.core.demand import PodWant
@@ -116,7 +116,9 @@ class PodWatch:
     def list_annotated(self) -> tuple[AnnotatedPod, ...]:
         """Return all pods with annotations of ours, valid or not."""
         return tuple(
-            AnnotatedPod(pod.name.uid, str(pod.name), pod.wants, pod.ending, _find_error(pod))
+            AnnotatedPod(
+                pod.name.uid, str(pod.name), pod.wants, pod.ending, _find_error(pod), pod.annotations.get(MODE) == "csi"
+            )
             for pod in self._pods.values()
         )
 

@@ -31,13 +31,14 @@ class PodLife(Enum):
 @dataclass(frozen=True, slots=True)
 class AnnotatedPod:
     """A pod of this node that asks for versions by its annotations. `pod`: `namespace/name`; `error`: why they are not
-    understood, and it wants nothing; `is_ending`: it is being deleted."""
+    understood, and it wants nothing; `is_ending`: it is being deleted; `by_volume`: it gets them in a CSI volume."""
 
     uid: str
     pod: str
     wants: tuple[PodWant, ...]
     is_ending: bool
     error: HoldfastError | None = None
+    by_volume: bool = False
 
 
 class Cluster(Protocol):
@@ -64,6 +65,10 @@ class Cluster(Protocol):
     def list_annotated(self) -> tuple[AnnotatedPod, ...]:
         """Return all pods of this node that ask for versions, also those that are ending, and those whose annotations
         are invalid."""
+
+    def list_unmounted(self) -> frozenset[str]:
+        """Return the uids of the pods that get their weights in volumes of which one is not mounted; none where this
+        node mounts no volumes."""
 
     async def list_pods_now(self) -> tuple[PodWant, ...]:
         """Return `users` past every cache: a pod that was bound before the call is among them.
@@ -111,6 +116,9 @@ class NoCluster:
 
     def list_annotated(self) -> tuple[AnnotatedPod, ...]:
         return ()
+
+    def list_unmounted(self) -> frozenset[str]:
+        return frozenset()
 
     async def list_pods_now(self) -> tuple[PodWant, ...]:
         return ()

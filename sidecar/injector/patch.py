@@ -20,6 +20,7 @@ from cached.contract.annotations import (
     DIGEST,
     INJECTED,
     LABEL_VALUE,
+    MODE,
     MOUNT_PATH,
     PREFIX,
     WeightsRequest,
@@ -32,7 +33,7 @@ from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRequest, variable_suffix, write_models, write_pins
 from sidecar.injector.catalog_view import CatalogView
 from sidecar.injector.gate_container import NAME, VOLUME, GateSettings, Json, containers_of, make_gate, mount, volume
-from sidecar.injector.mode import Mode, choose_delivery, has_driver, make_volume, make_volume_mount
+from sidecar.injector.mode import Delivery, Mode, choose_delivery, has_driver, make_volume, make_volume_mount
 
 VARIABLE = "HOLDFAST_MODEL_PATH"
 _MIRROR = "kubernetes.io/config.mirror"  # a static pod, which the node runs whatever the API server answers
@@ -87,7 +88,7 @@ def patch_pod(
     else:
         weights, added = volume(gate), mount(asked.mount_path, gate.recursive_read_only)
     operations = [
-        *_annotations(notes, asked, defaults.version),
+        *_annotations(notes, asked, delivery, defaults.version),
         *_volumes(spec, weights),
         *_containers(spec, asked, added),
         *_affinity(spec, asked, [has_driver()] if delivery.only_with_driver else []),
@@ -115,8 +116,10 @@ def _pin(wanted: ModelRequest, catalog: CatalogView) -> ModelRequest:
     return replace(wanted, pin=wanted.pin or pinned)
 
 
-def _annotations(notes: Json, asked: WeightsRequest, version: str) -> Iterator[Json]:
+def _annotations(notes: Json, asked: WeightsRequest, delivery: Delivery, version: str) -> Iterator[Json]:
     yield _add(f"/metadata/annotations/{_escaped(INJECTED)}", version)
+    if delivery.volume and asked.mode is None:  # so that the daemon knows that the pod waits for a mount
+        yield _add(f"/metadata/annotations/{_escaped(MODE)}", "csi")
     pins = write_pins(asked.models)
     if pins is not None and notes.get(DIGEST) != pins:
         yield _add(f"/metadata/annotations/{_escaped(DIGEST)}", pins)

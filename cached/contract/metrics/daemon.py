@@ -200,8 +200,8 @@ GATE_WAIT = Metric(
 POD_FILL = Metric(
     "holdfast_pod_fill_seconds",
     Kind.HISTOGRAM,
-    "From a pod's binding to this node until all its versions are published and its gate opens; 0 where they were "
-    "here.",
+    "From a pod's binding to this node until all its versions are published, which opens its gate, or its volumes are "
+    "mounted; 0 where a gate found all here.",
     buckets=_SECONDS,
 )
 CATALOG_INFO = Metric(

@@ -320,6 +320,9 @@ class Cluster:
     def list_annotated(self) -> tuple[AnnotatedPod, ...]:
         return tuple(AnnotatedPod(each.uid, each.pod, (each,), is_ending=False) for each in self.pods())
 
+    def list_unmounted(self) -> frozenset[str]:
+        return frozenset()
+
     async def list_pods_now(self) -> tuple[PodWant, ...]:
         await asyncio.sleep(0)
         return self.pods()

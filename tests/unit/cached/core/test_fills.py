@@ -51,6 +51,20 @@ def test_a_wrong_digest_fills_no_pod() -> None:
     assert fills.update(pods, {A: OTHER}, 4) == [3]
 
 
+def test_a_pod_with_volumes_is_filled_once_they_are_mounted() -> None:
+    """A pod counts until its volumes are mounted, which may be long after its versions came: the kubelet asks again
+    minutes later. A volume that is asked for later is no second fill."""
+    fills = PodFills()
+    fills.update([], {A: HERE}, 0)
+    warm, cold = want("warm", A), want("cold", B)
+    assert fills.update([warm, cold], {A: HERE}, 5, {"warm", "cold"}) == []
+    assert fills.update([warm, cold], {A: HERE}, 6, {"cold"}) == [1]
+    assert fills.update([warm, cold], {A: HERE, B: HERE}, 20, {"cold"}) == []
+    assert fills.update([warm, cold], {A: HERE, B: HERE}, 95) == [90]
+    assert fills.update([warm, cold], {A: HERE, B: HERE}, 99, {"warm"}) == []
+    assert fills.update([warm, cold], {A: HERE, B: HERE}, 100) == []
+
+
 def test_each_waiting_pod_has_its_own_time() -> None:
     """A pod waits since it was first seen, whatever others wait for; one whose version is lost since the version is, if
     that is known. Pods that have theirs are not listed, and the longest wait is the first."""

@@ -19,7 +19,7 @@ from cached.csi.mounts import Content, FoundVolume, Mounter
 from cached.csi.request import VolumeRequest
 from cached.csi.volumes import VolumePace, Volumes
 from cached.csi.wants import VolumeWants, WithVolumes
-from cached.node.cluster import NoCluster, PodLife
+from cached.node.cluster import AnnotatedPod, NoCluster, PodLife
 from cached.node.inventory import Inventory
 from cached.node.status_files import StatusFiles
 from cached.store import recovery
@@ -34,6 +34,10 @@ class Cluster(NoCluster):
 
     def __init__(self, life: PodLife) -> None:
         self.life = life
+        self.annotated: tuple[AnnotatedPod, ...] = ()
+
+    def list_annotated(self) -> tuple[AnnotatedPod, ...]:
+        return self.annotated
 
     def find_pod(self, uid: str) -> PodLife:
         return self.life
@@ -120,6 +124,27 @@ async def test_a_volume_that_is_not_asked_for_again_is_given_up(tmp_path: Path) 
         assert pending.value.code == "weights_pending"
         assert [want.ref for want in case.wants.list_all()] == [MISSING]
         await until(lambda: case.wants.list_all() == ())
+
+
+async def test_a_pod_waits_until_its_volumes_are_mounted(tmp_path: Path) -> None:
+    """A pod that is known to get a volume is unmounted until its volume is, asked for or not; so is one whose volume is
+    asked for. A volume that an earlier daemon mounted is mounted."""
+    case = Case(tmp_path, PodLife.ALIVE, VolumePace(tick_s=0.01))
+    cluster = WithVolumes(case.cluster, case.wants)
+    want = PodWant("uid", "default/pod", MISSING, None)
+    assert cluster.list_unmounted() == frozenset()
+    case.cluster.annotated = (AnnotatedPod("uid", "default/pod", (want,), is_ending=False, by_volume=True),)
+    assert cluster.list_unmounted() == {"uid"}
+    case.adopt()
+    assert cluster.list_unmounted() == frozenset()
+    async with case.running():
+        await case.volumes.unpublish(case.target)
+        assert cluster.list_unmounted() == {"uid"}
+        case.cluster.annotated = ()
+        assert cluster.list_unmounted() == frozenset()
+        with pytest.raises(Transient):
+            await case.volumes.publish(case.request(MISSING), 0.01)
+        assert cluster.list_unmounted() == {"uid"}
 
 
 async def test_a_volume_of_a_pod_that_ends_is_given_up(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cached.contract.annotations import INJECTED, MODELS
+from cached.contract.annotations import INJECTED, MODE, MODELS
 from sidecar.injector.mode import Mode
 from tests.support.pods import ASK, DIGEST, OTHER_DIGEST, PINNED, Json, ask_more, inject, make_pod, refusal
 
@@ -39,6 +39,14 @@ def test_a_volume_and_no_container_is_added() -> None:
     path = {"name": "HOLDFAST_MODEL_PATH", "value": "/holdfast/models/acme--tiny/v1"}
     expected["spec"]["containers"][0] |= {"volumeMounts": [MOUNT], "env": [path]}
     assert inject(pod) == expected
+
+
+def test_a_pod_tells_its_mode_where_the_cluster_chose_it() -> None:
+    """A pod that gets a volume by the cluster's default has the annotation too, so that the node's daemon knows that it
+    waits for a mount; one behind a gate has none."""
+    notes = inject(make_pod(ASK), mode=Mode.CSI)["metadata"]["annotations"]
+    assert notes[MODE] == "csi"
+    assert MODE not in inject(make_pod(ASK), mode=Mode.GATE)["metadata"]["annotations"]
 
 
 def test_the_volume_names_what_the_pod_asks_for() -> None:
