@@ -25,6 +25,7 @@ from bench.harness import bench_main, in_turn, size_argument, workplace
 from bench.measure import cpu_seconds
 from bench.origins import loopback_environment, nginx, running
 from bench.report import Target
+from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.peers.access import PoolKeys, SignedRequest
 from cached.peers.messages import Announce, Reply
@@ -107,6 +108,10 @@ class _NoAnnounces:
     def seed(self, message: Announce) -> Announce | None:  # noqa: ARG002
         """Return None: nothing is fetched."""
         return None
+
+    def find_holders(self, digest: Digest) -> tuple[str, ...]:  # noqa: ARG002
+        """Return nothing: there are no others."""
+        return ()
 
 
 class _Uncounted:

@@ -45,9 +45,10 @@ _MOVING = frozenset({State.FETCHING, State.VERIFYING, State.PUBLISHING})
 class PeerMetrics:
     """The counters of a node of a pool."""
 
-    def __init__(self, sent: Counter, refusals: Counter) -> None:
+    def __init__(self, sent: Counter, refusals: Counter, manifests: Counter) -> None:
         self._sent = sent
         self._refusals = refusals
+        self._manifests = manifests
 
     def sent(self, size: int) -> None:
         """Count bytes of blobs that were sent."""
@@ -56,6 +57,10 @@ class PeerMetrics:
     def refused(self, status: int) -> None:
         """Count a request that got an error status."""
         self._refusals.labels(str(status)).inc()
+
+    def resolved(self) -> None:
+        """Count a manifest that another node sent."""
+        self._manifests.inc()
 
 
 class DaemonMetrics:
@@ -130,7 +135,8 @@ class DaemonMetrics:
         """Add the metrics of a node of a pool, which are not there without one. `count_members` returns the number of
         other nodes that are known."""
         self._gauge(table.PEERS).labels("known").set_function(count_members)
-        return PeerMetrics(self._counter(table.PEER_SENT), self._counter(table.PEER_REFUSALS))
+        counters = (table.PEER_SENT, table.PEER_REFUSALS, table.PEER_MANIFESTS)
+        return PeerMetrics(*map(self._counter, counters))
 
     def render(self) -> bytes:
         """Return the exposition in Prometheus' text format 0.0.4."""

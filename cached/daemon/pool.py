@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from cached.contract.layout import Layout
 from cached.fetch.pool.link import HttpPoolLink
@@ -32,6 +33,13 @@ _log = logging.getLogger("holdfast")
 ZONE_LABEL = "topology.kubernetes.io/zone"
 
 
+class PoolMetrics(ServingMetrics, Protocol):
+    """The metrics of a node of a pool."""
+
+    def resolved(self) -> None:
+        """Count a manifest that another node sent."""
+
+
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
     """`peers`: where the members are, None: off; `upload` in bytes a second, None: no limit; `zone` None:
@@ -49,7 +57,7 @@ def open_pool(
     options: PoolOptions,
     layout: Layout,
     list_labels: Callable[[], Mapping[str, str] | None],
-    add_metrics: Callable[[Callable[[], int]], ServingMetrics],
+    add_metrics: Callable[[Callable[[], int]], PoolMetrics],
 ) -> Iterator[PoolNode | None]:
     """Join the pool for a `with` block; None where there is none. `list_labels` returns the node's labels, None while
     they are not known. Raises `Permanent` (`cannot_listen`) or `Transient` (`no_thread`)."""
@@ -67,8 +75,9 @@ def open_pool(
         cancellation = Cancellation()
         membership = Membership(options.peers, options.listen[1])
         link = HttpPoolLink(client, membership, keys.read, options.listen[1], cancellation)
-        node = PoolNode(layout, _NodeZone(options.zone, list_labels).find, membership, link, keys.has_keys)
         metrics = add_metrics(lambda: len(membership.list_others()) if keys.has_keys() else 0)
+        find_zone = _NodeZone(options.zone, list_labels).find
+        node = PoolNode(layout, find_zone, membership, link, keys.has_keys, metrics.resolved)
         server = PeerServer(Contents(layout, node), node, keys.read, ServerSettings(rate=options.upload), metrics)
         bound = server.open(options.listen)
         stack.callback(node.close)

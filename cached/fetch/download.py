@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Protocol, TypeGuard
+from typing import Protocol
 
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.program import limits
@@ -168,7 +168,7 @@ class Download:
         segment = assignment.segment
         rest: Segment | None = segment
         try:
-            if assignment.piece is not None and isinstance(attempt, Attempt):
+            if assignment.piece is not None:
                 rest = self._receive_piece(attempt, assignment, assignment.piece)
             else:
                 rest = self._receive_from_origin(attempt, assignment)
@@ -218,9 +218,9 @@ class Download:
         self._workers.changed(self)  # it has segments for other workers now
         return attempt
 
-    def _asks_supply(self, attempt: AnyAttempt) -> TypeGuard[Attempt]:
+    def _asks_supply(self, attempt: AnyAttempt) -> bool:
         """Return whether the supply chooses the attempt's segments: only content that is known can come from peers."""
-        return isinstance(attempt, Attempt) and self.spec.sha256 is not None and not attempt.stream
+        return self.spec.sha256 is not None and not attempt.stream
 
     def _take_assignment(self, attempt: AnyAttempt) -> Assignment | None:
         if self._asks_supply(attempt):
@@ -230,7 +230,7 @@ class Download:
 
     # --- receiving from peers --------------------------------------------------------------------------------------
 
-    def _receive_piece(self, attempt: Attempt, assignment: Assignment, piece: PeerPiece) -> Segment | None:
+    def _receive_piece(self, attempt: AnyAttempt, assignment: Assignment, piece: PeerPiece) -> Segment | None:
         """Receive a piece from a peer; return it as the rest if it did not come, or did not check: it is asked for
         again, here or elsewhere. An error of the peer is none of the source's; one of this disk ends the attempt."""
         began = time.monotonic()
@@ -256,7 +256,7 @@ class Download:
         attempt.record_soon()
         return None
 
-    def _receive_checked(self, attempt: Attempt, segment: Segment, piece: PeerPiece) -> str | None:
+    def _receive_checked(self, attempt: AnyAttempt, segment: Segment, piece: PeerPiece) -> str | None:
         """Receive and write a piece and compare its sha256; return what its peer says of its load, None if a more
         urgent download preempts it. Raises `HoldfastError` for the peer, `_DiskFailed` for this node's disk."""
         assert segment.end is not None
@@ -518,8 +518,7 @@ class Download:
         assert attempt is not None
         self.placed = attempt.placed
         self.left_bytes = attempt.left_bytes
-        from_peers = isinstance(attempt, Attempt) and attempt.has_peer_bytes
-        from_proxy = attempt.has_proxied_bytes
+        from_peers, from_proxy = attempt.has_peer_bytes, attempt.has_proxied_bytes
         error = outcome.exception()
         if error is None:
             if self._started is not None:

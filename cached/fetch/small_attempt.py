@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from concurrent.futures import Future
+from typing import TYPE_CHECKING
 
 from cached.contract.errors import HoldfastError
 from cached.fetch.attempt import AttemptResources, BlobSpec, NoRanges, Segment, Verified, compare_digests
@@ -17,6 +18,9 @@ from cached.store.group_commit import PendingBlob
 from cached.transport.checksums import Hasher, new_hasher
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.git_blob import git_blob_hasher
+
+if TYPE_CHECKING:
+    from cached.fetch.supply import Assignment, Supply
 
 SMALL_BYTES = 1024 * 1024  # up to here a file's fixed costs on the disk exceed those of its bytes
 
@@ -39,7 +43,7 @@ class SmallAttempt:
         self.cancellation = Cancellation()
         self.outcome: Future[Verified] = Future()
         self.placed: Verified | None = None  # the blob, once it has its name, also if the disk failed after that
-        self.has_proxied_bytes = False  # as in `Attempt`
+        self.has_peer_bytes = self.has_proxied_bytes = False  # as in `Attempt`
         self._shared = shared
         self._lock = threading.Lock()
         self._data = bytearray()
@@ -60,10 +64,27 @@ class SmallAttempt:
             self._receiving = True
             return segment
 
+    def take_assignment(self, supply: Supply) -> Assignment | None:
+        """Return what `supply` chooses next, with its place: the rest, or the whole blob again."""
+        with self._lock:
+            if self._failure is not None or self._rest is None:
+                return None
+            assignment = supply.choose((self._rest,))
+            if assignment is not None:
+                self._rest = None
+                self._receiving = True
+                del self._data[assignment.segment.start :]
+            return assignment
+
     def has_work(self) -> bool:
         """Return whether `take_segment` would return a segment."""
         with self._lock:
             return self._failure is None and self._rest is not None
+
+    def has_work_of(self, supply: Supply) -> bool:
+        """Return whether `take_assignment` would return one."""
+        with self._lock:
+            return self._failure is None and self._rest is not None and supply.has_work((self._rest,))
 
     def receiving(self) -> bool:
         """Return whether bytes are still to be received, requested or not."""
@@ -88,6 +109,15 @@ class SmallAttempt:
         finally:
             self._shared.buffers.give(buffer)
 
+    def write_provisional(self, buffer: memoryview, length: int, offset: int) -> None:
+        """Copy bytes that are not checked: they count once their segment has ended without a rest."""
+        assert offset == len(self._data)
+        self._data += buffer[:length]
+
+    def accept_piece(self, segment: Segment) -> None:  # noqa: ARG002 - it is the whole blob
+        """Note that the bytes are another node's, whose sha256 was right."""
+        self.has_peer_bytes = True
+
     def end_of_stream(self, size: int) -> None:
         """Do nothing: the size is known."""
 
@@ -99,6 +129,8 @@ class SmallAttempt:
         with self._lock:
             self._receiving = False
             failure = self._failure
+            if rest is not None:
+                del self._data[rest.start :]  # of a node whose bytes did not check
             whole = failure is None and len(self._data) == self.size
             if failure is None and not whole and rest is not None:
                 self._rest = rest

@@ -33,13 +33,16 @@ from cached.core.versions.record import PinMismatch
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download, DownloadMetrics
 from cached.fetch.downloads import Downloads, DownloadSpace
+from cached.fetch.pool.held_version import HeldVersion, Holders
 from cached.fetch.pool.node import PoolNode
 from cached.fetch.pool.version import VersionPool
 from cached.fetch.resolving.locator import Locator
+from cached.fetch.resolving.pinned import PinnedSource
 from cached.fetch.resolving.selection import (
     blob_reader,
     check_trust,
     choose_earlier,
+    choose_pinned,
     choose_version,
     judge_blobs,
     list_indexes,
@@ -56,18 +59,21 @@ from cached.node.threads import Blocking
 from cached.sources.base import Revalidating, Source
 from cached.store import blobs, fetched
 from cached.store.disk.durable import disk_error
-from cached.store.fetched import FetchRecord
+from cached.store.fetched import FetchRecord, ManifestFrom
 from cached.store.ingest import IngestKey
 from cached.store.publication import Publication
-from cached.transport.connection.cancel import Cancelled
+from cached.transport.connection.cancel import Cancellation, Cancelled
+from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.target import LocalTarget
 
 _log = logging.getLogger(__name__)
 
+_PoolQuestion = Callable[[PoolNode, Digest, Callable[[], None], Cancellation], HeldVersion | None]
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _PROGRESS_S = 1.0
+_POOL_S = 20.0  # to read a manifest from other nodes: the largest has 16 MiB
 _FEW_FILES = 64
 _AT_A_TIME = 256  # downloads started, or left, in one turn of the event loop
 _NEWEST = 0.3  # the weight of the newest second in the displayed rate
@@ -92,13 +98,25 @@ class Published:
 @dataclass(frozen=True, slots=True)
 class _VersionFetch:
     """One version fetch: `before` is the record of the version that has the name now, `urgency` returns its priority
-    now, `got_space` is called with the bytes and the files to fetch once all their space is reserved."""
+    now, `got_space` is called with the bytes and the files to fetch once all their space is reserved; `holders`: the
+    nodes that told what the version is, in place of its source."""
 
     want: Want
     source: Source
     before: FetchRecord | None
     urgency: Callable[[], int]
     got_space: Callable[[int, int], None]
+    holders: Holders | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Resolved:
+    """What a version consists of: the listing, the verdict by names, and its files; `fetch` goes on with these."""
+
+    fetch: _VersionFetch
+    listing: Listing
+    verdict: Verdict
+    wanted: tuple[_WantedFile, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +240,8 @@ class VersionFetches:
             resolved_at = timestamp(time.time())
             fetch = _VersionFetch(want, source, before, urgency, got_space)
             with recorded(self._trace, want.ref, "resolve", source.display):
-                listing, verdict, wanted = await self._resolve(fetch)
+                resolved = await self._resolve(fetch)
+            fetch, listing, wanted = resolved.fetch, resolved.listing, resolved.wanted
             verified = await self._fetch_blobs(fetch, wanted)
             manifest = await self._compute(len(wanted), _build_manifest, wanted, verified)
             if want.pin not in (None, manifest.digest):
@@ -240,7 +259,8 @@ class VersionFetches:
                 revision=listing.revision,
                 resolved_at=resolved_at,
                 files=await self._compute(len(wanted), _unpromised, wanted, manifest),
-                verdict=verdict,
+                verdict=resolved.verdict,
+                manifest_from=ManifestFrom.SOURCE if fetch.holders is None else ManifestFrom.PEERS,
             )
             judge = partial(judge_blobs, self._layout, want)
             with recorded(self._trace, want.ref, "publish", source.display):
@@ -260,22 +280,59 @@ class VersionFetches:
         before = fetched.read(self._layout, want.ref)
         return self._open_source(want.source), before
 
-    async def _resolve(self, fetch: _VersionFetch) -> tuple[Listing, Verdict, tuple[_WantedFile, ...]]:
-        """Return the source's listing, the verdict by names, and the version's files; raises `PinMismatch` if their
-        promised digests already differ from the pin, and as `Source.resolve`."""
-        source = fetch.source
+    async def _resolve(self, fetch: _VersionFetch) -> _Resolved:
+        """Return what the version consists of; raises `PinMismatch` if the promised digests of its source already
+        differ from the pin, and as `Source.resolve`."""
+        source, pin = fetch.source, fetch.want.pin
         try:
-            listing = await self._list(source)
+            # Local files that are shared cost nothing: no node is asked first.
+            held = None if pin is None or fetch.want.link else await self._ask_pool(fetch, pin, PoolNode.find_version)
+            if held is not None:
+                return await self._resolve_held(fetch, held)
+            try:
+                listing = await self._list(source)
+            except Transient:
+                held = None if pin is None else await self._ask_pool(fetch, pin, PoolNode.search_version)
+                if held is None:
+                    raise
+                return await self._resolve_held(fetch, held)
             indexes = await self._read_indexes(fetch, listing)
             verdict, wanted = await self._compute(len(listing.files), _select, listing, fetch, indexes)
             check_trust(fetch.want, source.display, [each.file for each in wanted])
             self._status_files.set_verdict(fetch.want.ref, verdict)
             report_verdict(fetch.want, verdict)
             report_left_out(fetch.want, verdict.left_out)
-            return listing, verdict, wanted
+            return _Resolved(fetch, listing, verdict, wanted)
         except HoldfastError as error:
             self._observer.fetch_failed(source.kind, error.code)
             raise
+
+    async def _ask_pool(self, fetch: _VersionFetch, pin: Digest, ask: _PoolQuestion) -> HeldVersion | None:
+        """Ask the other nodes for the version that the pin names; None where there are none, or none has it."""
+        pool = self._pool
+        if pool is None:
+            return None
+        count_wrong = partial(self._observer.verify_failed, "peer")
+        try:
+            async with asyncio.timeout(_POOL_S):
+                return await call_in_thread(lambda cancellation: ask(pool, pin, count_wrong, cancellation))
+        except TimeoutError:
+            _log.warning("%s: no manifest from other nodes within %.0f s", fetch.want.ref, _POOL_S)
+            return None
+
+    async def _resolve_held(self, fetch: _VersionFetch, held: HeldVersion) -> _Resolved:
+        """Return what a version consists of whose manifest another node sent. Its source is listed only if a file is to
+        come from there."""
+        want, source = fetch.want, fetch.source
+        _log.info("%s: pinned: its manifest came from %s, not from %s", want.ref, held.given_by, source.display)
+        pinned = PinnedSource(source, held.manifest, lambda: self._list(source))
+        fetch = replace(fetch, source=pinned, holders=held.holders)
+        listing = await pinned.resolve()
+        chosen = await self._compute(len(listing.files), choose_pinned, listing)
+        wanted = await self._compute(len(listing.files), _wanted, listing, fetch, chosen.files)
+        self._status_files.set_verdict(want.ref, chosen.verdict)
+        report_verdict(want, chosen.verdict)
+        return _Resolved(fetch, listing, chosen.verdict, wanted)
 
     async def _read_indexes(self, fetch: _VersionFetch, listing: Listing) -> Indexes:
         """Fetch the small files whose content decides what the entry's preset picks, and return what they say."""
@@ -305,7 +362,11 @@ class VersionFetches:
             record = await self._blocking.run(fetched.read, self._layout, entry.ref)
             known = {} if record is None else record.files
             indexes = await self._blocking.run(self._held_indexes, entry, listing, held[1], known)
-            compare = partial(_compare, moved=record is not None and _has_moved(record.revision, listing.revision))
+            compare = partial(
+                _compare,
+                moved=record is not None and _has_moved(record.revision, listing.revision),
+                listed=record is None or record.manifest_from is ManifestFrom.SOURCE,
+            )
             return await self._blocking.run(compare, entry, listing, source.display, held[1], known, indexes)
         except HoldfastError as error:
             self._observer.fetch_failed(source.kind, error.code)
@@ -478,6 +539,8 @@ class VersionFetches:
                     locate = partial(locator.locate, files[0].file)
                     spec = files[0].spec
                     supply = None if pool is None else pool.make_supply_of(spec.sha256)
+                    if supply is None and fetch.holders is not None:
+                        supply = fetch.holders.make_supply_of(spec)
                     started = self._downloads.start(spec, locate, allotments.pop(id_), ref, fetch.urgency(), supply)
                     if pool is not None and spec.sha256 is not None:
                         started[1].add_done_callback(partial(_mark_committed, pool, spec.sha256))
@@ -666,10 +729,11 @@ def _compare(
     indexes: Indexes,
     *,
     moved: bool,
+    listed: bool,
 ) -> SourceComparison:
     """Compare a listing with the published manifest. A file without a sha256 is unchanged if its validator is; one
-    without a validator too, if its size is, unless the source's name `moved` to something else. A version with the
-    files that an earlier release chose stays as it is."""
+    without a validator too, or of a version that was not `listed` when it was fetched, if its size is, unless the
+    source's name `moved` to something else. A version with the files that an earlier release chose stays as it is."""
     files = choose_version(listing, display, rules_of(entry), indexes).files
     here = {file.path: file for file in manifest.files}
     if here.keys() != {file.path for file in files}:
@@ -679,7 +743,10 @@ def _compare(
     sha256s = {file.path: file.sha256 or known.get(_partial_id(file, listing.identity)) for file in files}
     changed = here.keys() != sha256s.keys() or any(
         file.size not in (None, here[file.path].size)
-        or (sha256s[file.path] != here[file.path].sha256 and (_tells_changes(file) or moved))
+        or (
+            sha256s[file.path] != here[file.path].sha256
+            and (moved or (_tells_changes(file) if listed else file.sha256 is not None))
+        )
         for file in files
     )
     digest = None

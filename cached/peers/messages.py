@@ -27,6 +27,7 @@ MAX_LISTED = 256  # pieces in one list
 MAX_BLAMES = 32
 MAX_NEIGHBOURS = 32
 MAX_DIGESTS = 1024
+MAX_HOLDERS = 16  # nodes that are named as having a snapshot
 _ZONE = re.compile(r"[A-Za-z0-9]?[A-Za-z0-9._-]{0,62}")  # a Kubernetes label's value; empty: unknown
 _LOG_ID = re.compile(r"[0-9a-f]{0,32}")
 _RECORD = struct.Struct("<I32s")
@@ -174,6 +175,16 @@ def decode_reply(body: bytes, pieces: int) -> Reply:
         active=document.flag("active"),
         under_way=document.flag("under_way"),
     )
+
+
+def encode_holders(holders: Iterable[str]) -> bytes:
+    """Return the body that names the nodes with a snapshot."""
+    return json.dumps({"protocol": PROTOCOL, "holders": list(holders)}, separators=(",", ":")).encode()
+
+
+def decode_holders(body: bytes) -> tuple[str, ...]:
+    """Return the nodes that a body names; raises `BadMessage`."""
+    return tuple(dict.fromkeys(map(_check_address, _Document(body).items("holders", MAX_HOLDERS))))
 
 
 class _Document:

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,13 @@ from cached.store.disk import durable
 from cached.store.snapshots import remove_empty
 
 
+class ManifestFrom(StrEnum):
+    """Who told what a version consists of."""
+
+    SOURCE = "source"
+    PEERS = "peers"
+
+
 @dataclass(frozen=True, slots=True)
 class FetchRecord:
     """The request that a name's content was fetched for. `request`: the hash of source, include and exclude; None if
@@ -29,7 +37,8 @@ class FetchRecord:
     name. `resolved_at`: when the source was listed, as `timestamp` writes it. `files`: sha256 by ingest id, of files
     whose sha256 the source does not promise; the id is a hash of source, path and validator, so an unchanged file is
     not fetched again. `verdict`: what was found about the files when they were fetched; empty in a record of an older
-    release."""
+    release. `manifest_from`: who told what the version is, its source, or for a pinned one other nodes; then the source
+    was not listed, and `files` is empty."""
 
     digest: Digest
     request: str | None
@@ -38,6 +47,7 @@ class FetchRecord:
     resolved_at: str
     files: Mapping[str, str]
     verdict: Verdict = NO_VERDICT
+    manifest_from: ManifestFrom = ManifestFrom.SOURCE
 
     def encode(self) -> bytes:
         """Return the bytes of the record's file."""
@@ -103,7 +113,12 @@ def _decode(document: dict[str, Any]) -> FetchRecord:
     texts = {key: document[key] for key in ("request", "revision") if document[key] is not None}
     if not all(isinstance(text, str) for text in (*texts.values(), document["source"], document["resolved_at"])):
         raise TypeError("expected texts")
-    known = {field.name: document[field.name] for field in fields(FetchRecord) if field.name != "verdict"}
+    own = {"digest", "files", "verdict", "manifest_from"}
+    known = {field.name: document[field.name] for field in fields(FetchRecord) if field.name not in own}
     return FetchRecord(
-        **{**known, "digest": Digest.parse(document["digest"]), "files": files, "verdict": Verdict.parse(document)}
+        **known,
+        digest=Digest.parse(document["digest"]),
+        files=files,
+        verdict=Verdict.parse(document),
+        manifest_from=ManifestFrom(document.get("manifest_from", ManifestFrom.SOURCE)),
     )

@@ -59,7 +59,7 @@ class PoolMember:
         read_keys: Callable[[], PoolKeys] = lambda: keys  # noqa: E731
         self.link = HttpPoolLink(client, self.membership, read_keys, port, self.cancellation)
         self.engine = stack.enter_context(open_engine(root, 4))
-        self.node = PoolNode(self.engine.layout, str, self.membership, self.link, lambda: True)
+        self.node = PoolNode(self.engine.layout, str, self.membership, self.link, lambda: True, lambda: None)
         contents = Contents(self.engine.layout, self.node)
         server = PeerServer(contents, self.node, read_keys, ServerSettings(), self.served)
         server.open((HOST, port))

@@ -256,6 +256,9 @@ CSI_VOLUMES = Metric("holdfast_csi_volumes", Kind.GAUGE, "Mounted volumes.")
 
 PEERS = Metric("holdfast_peers", Kind.GAUGE, "Other nodes of the pool, by state: known.", ("state",), 1)
 PEER_SENT = Metric("holdfast_peer_sent_bytes_total", Kind.COUNTER, "Bytes of blobs sent to other nodes.")
+PEER_MANIFESTS = Metric(
+    "holdfast_peer_manifests_total", Kind.COUNTER, "Pinned versions whose manifest came from another node."
+)
 PEER_REFUSALS = Metric(
     "holdfast_peer_refusals_total", Kind.COUNTER, "Requests of other nodes that were refused.", ("status",), 4
 )
@@ -273,7 +276,7 @@ CLUSTER = (  # `figures` of the cluster, by name without `holdfast_`
     KUBE_NODE_IN_FORCE,
     KUBE_NODE_FAILURES,
 )
-POOL = (PEERS, PEER_SENT, PEER_REFUSALS)
+POOL = (PEERS, PEER_SENT, PEER_REFUSALS, PEER_MANIFESTS)
 CSI = (CSI_PUBLISHES, CSI_REGISTERED, CSI_VOLUMES)
 STORE = (
     STORE_BYTES,

@@ -1,4 +1,5 @@
-"""Requests to other nodes of the pool: announces, polls, questions for seeds, and the signed addresses of pieces.
+"""Requests to other nodes of the pool: announces, polls, questions for seeds and snapshots, and the signed addresses of
+pieces.
 
 Law: blocking, with short limits, directly (no proxy, no netrc, no redirect). What another node answers is bounded and
 checked; an answer that is none counts as no answer.
@@ -10,7 +11,9 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
+from cached.contract.manifest import MAX_MANIFEST_BYTES
 from cached.fetch.pool.version import parse_load
 from cached.peers import bits
 from cached.peers.access import PoolKeys, SignedRequest, digest_content
@@ -21,6 +24,7 @@ from cached.peers.messages import (
     BadMessage,
     Reply,
     decode_announce,
+    decode_holders,
     decode_reply,
     encode_announce,
 )
@@ -82,18 +86,46 @@ class HttpPoolLink:
 
     def poll(self, peer: str, version: str, pieces: int) -> tuple[int, Load] | None:
         """Return what a peer has of a version, and its load; None if it does not answer."""
-        path = f"/v1/versions/{version}/pieces"
-        try:
-            answer = self._client.fetch_any_status(self._target(peer, "GET", path), MAX_BODY_BYTES, self._cancellation)
-            if answer.status != _OK:
-                return None
-            return bits.decode(answer.body, pieces), parse_load(answer.headers.get("Holdfast-Load", ""))
-        except (HoldfastError, Cancelled, ValueError):
+        answer = self._get(peer, f"/v1/versions/{version}/pieces", MAX_BODY_BYTES)
+        if answer is None or answer.status != _OK:
             return None
+        try:
+            return bits.decode(answer.body, pieces), parse_load(answer.headers.get("Holdfast-Load", ""))
+        except ValueError:
+            return None
+
+    def find_holders(self, digest: Digest) -> tuple[str, ...] | None:
+        """Ask the trackers of a manifest who has its snapshot, in their order; None if none of them answers."""
+        for tracker in trackers_of(digest.hex, self._members.list_all()):
+            answer = self._get(tracker, f"/v1/holders/sha256/{digest.hex}", MAX_BODY_BYTES)
+            if answer is None or answer.status != _OK:
+                continue
+            try:
+                return decode_holders(answer.body)
+            except BadMessage:
+                continue
+        return None
+
+    def has_snapshot(self, peer: str, digest: Digest) -> bool:
+        """Return whether a node says that it has the snapshot of a manifest."""
+        answer = self._get(peer, f"/v1/snapshots/sha256/{digest.hex}", MAX_BODY_BYTES)
+        return answer is not None and answer.status == _OK
+
+    def read_manifest(self, peer: str, digest: Digest, cancellation: Cancellation) -> Response:
+        """Return what a node answers to the question for a manifest. Raises as `HttpClient.fetch` does, for one of more
+        than `MAX_MANIFEST_BYTES` too."""
+        target = self._target(peer, "GET", f"/v1/manifests/sha256/{digest.hex}")
+        return self._client.fetch(target, MAX_MANIFEST_BYTES, cancellation)
 
     def target_of(self, peer: str, sha256: str, start: int, end: int) -> HttpTarget:
         """Return the signed address of a range of a blob at a peer."""
         return self._target(peer, "GET", f"/v1/blobs/sha256/{sha256}", f"bytes={start}-{end - 1}")
+
+    def _get(self, peer: str, path: str, limit_bytes: int) -> Response | None:
+        try:
+            return self._client.fetch_any_status(self._target(peer, "GET", path), limit_bytes, self._cancellation)
+        except (HoldfastError, Cancelled, ValueError):
+            return None
 
     def _post(self, peer: str, path: str, body: bytes) -> Response | None:
         try:

@@ -15,9 +15,13 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
-from cached.contract.errors import HoldfastError
+from cached.contract.digest import Digest
+from cached.contract.errors import HoldfastError, InvalidManifest
 from cached.contract.layout import Layout
+from cached.contract.manifest import Manifest
 from cached.contract.program.thread_pool import start_pool
+from cached.fetch.pool.held_version import HeldVersion, Holders
+from cached.fetch.pool.holders import HolderSearch
 from cached.fetch.pool.membership import Membership
 from cached.fetch.pool.version import PoolLink, VersionPool
 from cached.peers import bits
@@ -26,6 +30,8 @@ from cached.peers.messages import Announce, BadMessage, Reply
 from cached.peers.pieces import PieceMap
 from cached.peers.trackers import TooMany, Trackers
 from cached.store import blobs
+from cached.transport.client import Response
+from cached.transport.connection.cancel import Cancellation
 
 _log = logging.getLogger(__name__)
 
@@ -40,9 +46,18 @@ class NodeLink(PoolLink, Protocol):
     def ask_for_seed(self, peer: str, message: Announce) -> Announce | None:
         """Return what a node has of a version, which it announces from now on; None if it has nothing of it."""
 
+    def find_holders(self, digest: Digest) -> tuple[str, ...] | None:
+        """Return the members that say they hold a snapshot; None if no tracker answers."""
+
+    def has_snapshot(self, peer: str, digest: Digest) -> bool:
+        """Return whether a node says that it holds a snapshot."""
+
+    def read_manifest(self, peer: str, digest: Digest, cancellation: Cancellation) -> Response:
+        """Return a node's answer to the question for a manifest. Raises `HoldfastError`."""
+
 
 class PoolNode:
-    """This node's part in its pool."""
+    """This node's part in its pool. `count_manifest` is called for each manifest that another node sent."""
 
     def __init__(
         self,
@@ -51,9 +66,11 @@ class PoolNode:
         membership: Membership,
         link: NodeLink,
         has_key: Callable[[], bool],
+        count_manifest: Callable[[], None],
     ) -> None:
         """`find_zone`, `has_key`: this node's zone, and whether it has the pool's key, now. Raises `Transient`
         (`no_thread`)."""
+        self._count_manifest = count_manifest
         self._layout = layout
         self._find_zone = find_zone
         self._membership = membership
@@ -65,6 +82,7 @@ class PoolNode:
         self._tracked: set[str] = set()
         self._asking: ThreadPoolExecutor = start_pool(_ASKING, "survey")
         self._asked = 0  # members that are asked, or wait for it
+        self._holders = HolderSearch(link.has_snapshot, self._asking)
         self._closing = False
 
     def join(self, blob_sizes: Mapping[str, int], committed: Iterable[str]) -> VersionPool | None:
@@ -95,6 +113,59 @@ class PoolNode:
         with self._lock:
             if self._versions.get(version.pieces.key) is version:
                 del self._versions[version.pieces.key]
+
+    # --- versions that are known by their manifest's digest ---------------------------------------------------------
+
+    def find_version(
+        self, digest: Digest, count_wrong: Callable[[], None], cancellation: Cancellation
+    ) -> HeldVersion | None:
+        """Return a version that another node has, as the trackers of its manifest say, or where none of them answers,
+        the members themselves; None if no node has it. `count_wrong` is called for each node that sends another
+        manifest. Raises `Cancelled`."""
+        if not self._has_key() or not self._membership.list_others():
+            return None
+        holders = self._link.find_holders(digest)
+        if holders is None:
+            return self.search_version(digest, count_wrong, cancellation)
+        return self._read_version(digest, holders, count_wrong, cancellation)
+
+    def search_version(
+        self, digest: Digest, count_wrong: Callable[[], None], cancellation: Cancellation
+    ) -> HeldVersion | None:
+        """Return the same as `find_version` after asking all members, whatever the trackers said."""
+        if not self._has_key():
+            return None
+        try:
+            holders = self._holders.find(digest, self._membership.list_others())
+        except TooMany as error:
+            _log.warning("asking the pool for manifest %s: %s", digest.hex[:12], error)
+            return None
+        return self._read_version(digest, holders, count_wrong, cancellation)
+
+    def _read_version(
+        self, digest: Digest, peers: tuple[str, ...], count_wrong: Callable[[], None], cancellation: Cancellation
+    ) -> HeldVersion | None:
+        holders = Holders(self._link, peers)
+        for peer in peers:
+            try:
+                data = self._link.read_manifest(peer, digest, cancellation).body
+                if Digest.of(data) != digest:
+                    raise InvalidManifest(f"expected {digest}, found {Digest.of(data)}", "it is asked of another node")
+                version = HeldVersion(Manifest.parse(data), peer, holders)
+                self._count_manifest()
+                return version
+            except HoldfastError as error:
+                if isinstance(error, InvalidManifest) or error.code == "too_large":
+                    count_wrong()
+                    _log.warning("%s sends another manifest than %s: %s", peer, digest.hex[:12], error.message)
+                holders.leave(peer)
+        return None
+
+    def find_holders(self, digest: Digest) -> tuple[str, ...]:
+        """Return members that have the snapshot of a manifest. Raises `TooMany`."""
+        if self._closing:
+            raise TooMany("this node is leaving")
+        return self._holders.find(digest, self._membership.list_all())
 
     def count_versions(self) -> int:
         """Return the versions that are fetched or seeded."""

@@ -22,6 +22,7 @@ from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.contract.program import limits
 from cached.fetch.attempt import SEGMENT_BYTES, Segment
+from cached.fetch.pool.held_version import BUSY
 from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker, is_whole_piece
 from cached.peers import bits
 from cached.peers.messages import Announce, Reason, Reply
@@ -33,7 +34,6 @@ _log = logging.getLogger(__name__)
 
 assert PIECE_BYTES == SEGMENT_BYTES
 _LOAD = re.compile(r"(\d{1,4}),(\d{1,4})", re.ASCII)
-_BUSY = frozenset({"http_503", "http_429"})
 _TURN_S = 0.25  # between two looks of the thread, unless there is news
 _UNASKED_S = 8.0  # a seed goes after so long without a fetch by a node
 _TOLD_A_TURN = 8
@@ -352,7 +352,7 @@ def parse_load(text: str) -> Load:
 
 
 def _reason_of(error: HoldfastError | None) -> Reason | None:
-    if error is None or error.code in _BUSY:
+    if error is None or error.code in BUSY:
         return None
     return Reason.WRONG if error.code in ("digest_mismatch", "bad_response") else Reason.GONE
 

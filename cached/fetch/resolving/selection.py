@@ -61,6 +61,12 @@ def choose_version(listing: Listing, where: str, rules: Rules, indexes: Indexes)
     return VersionFiles(selection.files, Verdict(findings, left_out, least_of(file.trust for file in selection.files)))
 
 
+def choose_pinned(listing: Listing) -> VersionFiles:
+    """Return all files of a listing that a pin names: they were chosen before they were pinned."""
+    paths = [file.path for file in listing.files]
+    return VersionFiles(listing.files, Verdict(tuple(find_name_problems(paths)), (), Trust.KNOWN))
+
+
 def choose_earlier(listing: Listing, where: str, rules: Rules) -> tuple[RemoteFile, ...] | None:
     """Return the files that an earlier release would have chosen, where those may be others; else None. A digest that
     was pinned then, and a version that was fetched then, rest on these."""

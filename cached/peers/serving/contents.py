@@ -85,6 +85,10 @@ class Contents:
         finally:
             os.close(descriptor)
 
+    def has_snapshot(self, digest: Digest) -> bool:
+        """Return whether the snapshot of a manifest is here."""
+        return self._layout.public.snapshot(digest).manifest.is_file()
+
     def read_manifest(self, digest: Digest) -> bytes | None:
         """Return the canonical bytes of a snapshot's manifest; None if it is not here, or is not what its name says."""
         try:

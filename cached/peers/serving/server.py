@@ -23,7 +23,15 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program import limits
 from cached.peers.access import PoolKeys, Refused, SignedRequest, digest_content
 from cached.peers.members import format_address, parse_address
-from cached.peers.messages import Announce, BadMessage, Reply, decode_announce, encode_announce, encode_reply
+from cached.peers.messages import (
+    Announce,
+    BadMessage,
+    Reply,
+    decode_announce,
+    encode_announce,
+    encode_holders,
+    encode_reply,
+)
 from cached.peers.serving.contents import CHUNK_BYTES, Contents, OpenRange, PageCacheManners, send_chunk
 from cached.peers.serving.request import BadRequest, Request, RequestReader
 from cached.peers.trackers import TooMany
@@ -37,6 +45,8 @@ _BLOB_PATH = re.compile(r"/v1/blobs/sha256/([0-9a-f]{64})")
 _ANNOUNCE_PATH = re.compile(r"/v1/announces/([1-9][0-9]{0,4})")  # the port at which the asker serves
 _PIECES_PATH = re.compile(r"/v1/versions/([0-9a-f]{64})/pieces")
 _MANIFEST_PATH = re.compile(r"/v1/manifests/sha256/([0-9a-f]{64})")
+_SNAPSHOT_PATH = re.compile(r"/v1/snapshots/sha256/([0-9a-f]{64})")
+_HOLDERS_PATH = re.compile(r"/v1/holders/sha256/([0-9a-f]{64})")
 _BACKLOG = 256
 _LEAST_RATE, _LEAST_RATE_AFTER_S = 256 * 1024, 10.0  # of a reader, not counting our own limit
 _REASONS = {
@@ -57,6 +67,10 @@ class Announces(Protocol):
 
     def seed(self, message: Announce) -> Announce | None:
         """Return what is here of a version, None for nothing; announce it from now on. Raises `BadMessage`."""
+
+    def find_holders(self, digest: Digest) -> tuple[str, ...]:
+        """Return nodes that have the snapshot of a manifest; asks all members, which takes seconds at most. Raises
+        `TooMany`."""
 
 
 class ServingMetrics(Protocol):
@@ -240,6 +254,10 @@ class PeerServer:
             self._answer_bytes(connection, self._contents.list_have(version[1]))
         elif manifest is not None:
             self._answer_bytes(connection, self._contents.read_manifest(Digest(manifest[1])))
+        elif (snapshot := _SNAPSHOT_PATH.fullmatch(request.path)) is not None:
+            self._answer_bytes(connection, b"" if self._contents.has_snapshot(Digest(snapshot[1])) else None)
+        elif (wanted := _HOLDERS_PATH.fullmatch(request.path)) is not None:
+            self._answer_holders(connection, Digest(wanted[1]))
         else:
             self._refuse(connection, 404, "no such resource")
 
@@ -267,6 +285,12 @@ class PeerServer:
             self._refuse(connection, 400, str(error))
         else:
             self._answer_bytes(connection, None if found is None else encode_announce(found))
+
+    def _answer_holders(self, connection: _Connection, digest: Digest) -> None:
+        try:
+            self._answer_bytes(connection, encode_holders(self._announces.find_holders(digest)))
+        except TooMany as error:
+            self._refuse(connection, 503, str(error))
 
     def _answer_bytes(self, connection: _Connection, data: bytes | None) -> None:
         if data is None:

@@ -15,6 +15,7 @@ from cached.commands.shared.control_client import PullAnswer
 from cached.contract.reference import ModelRef
 from tests.support.daemon import DaemonProcess, model, prefetched, publish_files, write_files
 from tests.support.nginx import nginx
+from tests.support.origin import HostileOrigin
 
 V1 = ModelRef("tiny", "v1")
 WEIGHTS = bytes(range(256)) * 4000
@@ -347,3 +348,22 @@ def _pulled(daemon: DaemonProcess, *, refresh: bool) -> PullAnswer:
 
     daemon.wait(lambda: answer().digest is not None or answer().error is not None, "the answer of the pull")
     return answer()
+
+
+def test_what_peers_told_is_not_stale_for_want_of_a_listing(daemon: DaemonProcess) -> None:
+    """A version whose manifest other nodes told has no validators of its source: it counts as changed there when a size
+    differs, and not before."""
+    with HostileOrigin(host="127.0.0.1") as origin:
+        url = origin.put("/model.safetensors", WEIGHTS, etag='"old"')
+        daemon.write_catalog({"tiny": prefetched(url)})
+        daemon.start()
+        daemon.wait_ready(V1)
+        daemon.stop()
+        path = daemon.layout.fetch_record(V1)
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"files": {}, "manifest_from": "peers"}))
+        daemon.start("--resolve-interval", "0.2s")
+        before = len(origin.requests)
+        daemon.wait(lambda: len(origin.requests) > before + 4, "some listings")
+        assert daemon.wait_state(V1, "ready")["stale"] is None
+        origin.put("/model.safetensors", WEIGHTS + b"more", etag='"new"')
+        daemon.wait(lambda: (daemon.status(V1) or {}).get("stale") is not None, "stale")

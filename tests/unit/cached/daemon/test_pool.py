@@ -155,6 +155,9 @@ class Recorder:
     def seed(self, message: Announce) -> Announce | None:
         return None
 
+    def find_holders(self, digest: Digest) -> tuple[str, ...]:
+        return ()
+
 
 class Uncounted:
     """Metrics of a server that nobody reads."""

@@ -19,7 +19,8 @@ import pytest
 from cached.contract.errors import DigestMismatch, HoldfastError, Transient
 from cached.contract.layout import Layout
 from cached.fetch.attempt import SEGMENT_BYTES, Segment
-from cached.fetch.supply import Assignment, PeerPiece, Receipt, is_whole_piece
+from cached.fetch.pool.held_version import Holders
+from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker, is_whole_piece
 from cached.peers.access import PoolKeys, SignedRequest
 from cached.peers.serving.contents import Contents, NoPartials
 from cached.peers.serving.server import PeerServer, ServerSettings
@@ -293,6 +294,57 @@ def test_a_full_disk_is_not_the_peers_fault(tmp_path: Path, source: HostileOrigi
         assert isinstance(error, HoldfastError)
         assert error.code == "no_space"
         assert pool.errors == [None]
+
+
+SMALL = DATA[: MIB // 2]
+
+
+def small_supply(*peers: HostileOrigin) -> SupplyMaker:
+    """The supply of a small blob at these nodes."""
+
+    class Addresses:
+        def target_of(self, peer: str, sha256: str, start: int, end: int) -> HttpTarget:
+            return HttpTarget(f"http://{peer}/p")
+
+    found = Holders(Addresses(), [each.url("").removeprefix("http://") for each in peers]).make_supply_of(
+        spec_of(SMALL)
+    )
+    assert found is not None
+    return found
+
+
+def fetch_small(engine: Engine, origin: HostileOrigin, supply: SupplyMaker) -> None:
+    download = engine.launch(spec_of(SMALL), http(origin.url("/s")), make_supply=supply)
+    check_committed(engine.layout, SMALL, download.result.result(DEADLINE_S))
+
+
+@pytest.mark.parametrize("fault", [None, FlipBit(7), Truncate(999), Extra(), Hangup(), Status(404), Status(503)])
+def test_a_small_blob_comes_from_a_holder_or_the_origin(
+    tmp_path: Path, origin: HostileOrigin, fault: Fault | None
+) -> None:
+    """A small blob comes whole from a node that has it; where that node fails in any way, from the origin, which is
+    neither blamed nor paused, and wrong bytes are counted."""
+    origin.put("/s", SMALL, etag='"v1"')
+    with ExitStack() as stack, open_engine(tmp_path / "root", 1) as engine:
+        faults = () if fault is None else (fault,)
+        fetch_small(engine, origin, small_supply(serve_pieces(stack, *faults, data=SMALL)))
+        assert len(origin.requests) == (fault is not None)
+        assert engine.counts.failures == []
+        assert engine.counts.peer_mismatches == engine.counts.mismatches == isinstance(fault, FlipBit)
+        if fault is None:
+            assert engine.counts.peer_bytes == engine.counts.received_bytes == len(SMALL)
+
+
+def test_a_small_blob_begins_anew_at_a_holder(tmp_path: Path, origin: HostileOrigin) -> None:
+    """Where the holders were busy and the origin then broke off, the next try is the whole blob of a holder: the
+    origin's part neither counts twice nor is missing."""
+    origin.put("/s", SMALL, etag='"v1"')
+    origin.always("/s", ResetAfter(100_000))
+    with ExitStack() as stack, open_engine(tmp_path / "root", 1) as engine:
+        peer = serve_pieces(stack, Status(503), data=SMALL)
+        fetch_small(engine, origin, small_supply(peer))
+        assert len(peer.requests) == 2
+        assert len(origin.requests) == 1
 
 
 def test_the_daemons_own_port_serves_pieces(tmp_path: Path, source: HostileOrigin) -> None:

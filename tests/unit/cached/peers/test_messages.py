@@ -20,8 +20,10 @@ from cached.peers.messages import (
     Reason,
     Reply,
     decode_announce,
+    decode_holders,
     decode_reply,
     encode_announce,
+    encode_holders,
     encode_reply,
 )
 
@@ -160,6 +162,19 @@ def test_a_long_body_is_not_parsed() -> None:
         decode_announce(b"[" * (MAX_BODY_BYTES + 1))
     with pytest.raises(BadMessage):
         decode_announce(b"[" * MAX_BODY_BYTES)
+
+
+def test_holders_survive_the_wire() -> None:
+    """The nodes that have a snapshot are read as they were written, each once."""
+    assert decode_holders(encode_holders([])) == ()
+    assert decode_holders(encode_holders(["10.0.0.1:9402", "[::1]:1", "10.0.0.1:9402"])) == ("10.0.0.1:9402", "[::1]:1")
+
+
+@pytest.mark.parametrize("holders", [None, {}, [7], ["nowhere"], ["10.0.0.1:0"], ["10.0.0.1:9402"] * 17])
+def test_holders_out_of_bounds_are_refused(holders: object) -> None:
+    """Anything but a short list of addresses is a `BadMessage`."""
+    with pytest.raises(BadMessage):
+        decode_holders(json.dumps({"protocol": 1, "holders": holders}).encode())
 
 
 def test_unknown_keys_are_ignored() -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import threading
 from pathlib import Path
 
+from cached.contract.digest import Digest
+from cached.contract.errors import Transient
 from cached.contract.layout import Layout
 from cached.fetch.pool.membership import Membership, Place
 from cached.fetch.pool.node import PoolNode
 from cached.peers.messages import Announce, Reply
 from cached.peers.pieces import PieceMap
 from cached.peers.swarm import Load
+from cached.transport.client import Response
+from cached.transport.connection.cancel import Cancellation
 from cached.transport.target import HttpTarget
 
 MEMBERS = 3000
@@ -36,6 +40,15 @@ class Link:
     def poll(self, peer: str, version: str, pieces: int) -> tuple[int, Load] | None:
         return None
 
+    def find_holders(self, digest: Digest) -> tuple[str, ...] | None:
+        return None
+
+    def has_snapshot(self, peer: str, digest: Digest) -> bool:
+        return False
+
+    def read_manifest(self, peer: str, digest: Digest, cancellation: Cancellation) -> Response:
+        raise Transient("unreachable", f"no manifest from {peer}", "ask another")
+
     def target_of(self, peer: str, sha256: str, start: int, end: int) -> HttpTarget:
         return HttpTarget(f"http://{peer}/{sha256}")
 
@@ -47,7 +60,7 @@ def test_a_flood_of_versions_asks_a_bounded_number_of_members(tmp_path: Path) ->
     places = [Place(f"10.0.{n >> 8}.{n & 255}", 9402) for n in range(MEMBERS)]
     membership = Membership(places, 1, lambda host, port: [f"{host}:{port}"])
     membership.start()
-    node = PoolNode(Layout(tmp_path), str, membership, link, lambda: True)
+    node = PoolNode(Layout(tmp_path), str, membership, link, lambda: True, lambda: None)
     try:
         for n in range(20):
             pieces = PieceMap([(f"{n:064x}", 1 << 20)])

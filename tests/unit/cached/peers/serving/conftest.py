@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.peers.access import PoolKeys, SignedRequest, digest_content
 from cached.peers.messages import Announce, Reply
@@ -38,6 +39,9 @@ class Tracking:
 
     def seed(self, message: Announce) -> Announce | None:
         return None
+
+    def find_holders(self, digest: Digest) -> tuple[str, ...]:
+        return ()
 
 
 @dataclass

@@ -21,7 +21,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.manifest import FileEntry, Manifest
 from cached.peers.access import WINDOW_S, PoolKeys, SignedRequest
-from cached.peers.messages import Announce, decode_reply, encode_announce
+from cached.peers.messages import Announce, decode_holders, decode_reply, encode_announce
 from cached.peers.pieces import PIECE_BYTES
 from cached.peers.serving.contents import Contents, NoPartials
 from cached.peers.serving.server import PeerServer, ServerSettings
@@ -172,6 +172,23 @@ def test_a_strange_range_is_refused(start: Start, wanted: str) -> None:
 def test_nothing_else_is_there(start: Start, path: str) -> None:
     """The port has blobs and manifests and nothing else of the daemon."""
     assert start().get(path).status == 404
+
+
+def test_who_has_a_snapshot_is_told(start: Start) -> None:
+    """A node says whether a snapshot is here, and which members it found to have one; of a digest that is none, and to
+    another pool, nothing."""
+    node = start()
+    path = f"/v1/snapshots/sha256/{'a' * 64}"
+    assert node.get(path).status == 404
+    place = node.layout.public.snapshot(Digest("a" * 64)).manifest
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"x")
+    assert (node.get(path).status, node.get(path).body) == (200, b"")
+    assert node.get(path, keys=OTHER_POOL).status == 401
+    holders = f"/v1/holders/sha256/{'a' * 64}"
+    assert decode_holders(node.get(holders).body) == ()
+    assert node.get(holders, keys=OTHER_POOL).status == 401
+    assert [node.get(each[:-1]).status for each in (path, holders)] == [404, 404]
 
 
 def test_a_manifest_is_sent_only_if_it_is_its_digest(start: Start) -> None:
