@@ -20,6 +20,7 @@ from cached.peers.members import MAX_MEMBERS, format_address, parse_address
 _log = logging.getLogger(__name__)
 
 LOOKUP_S = 30.0
+_FIRST_S, _END_S = 2.0, 1.0  # a name server that is silent holds getaddrinfo(3) for up to a minute
 ALONE_S = 3.0  # at a first start the name service learns of the pods one by one
 Resolver = Callable[[str, int], Sequence[str]]
 
@@ -73,19 +74,20 @@ class Membership:
         self._resolve = resolve
         self._members: dict[Place, tuple[str, ...]] = {}
         self._own: frozenset[str] = frozenset()
-        self._ending = threading.Event()
+        self._ending, self._looked = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="pool members", daemon=True)
         self._failing = False
 
     def start(self) -> None:
-        """Look the members up, and again every 30 s. Raises `Transient` (`no_thread`)."""
-        self._look()
+        """Look the members up, and again every 30 s; wait for the first answer, 2 s at most. Raises `Transient`
+        (`no_thread`)."""
         limits.start_thread(self._thread, "looking the pool's members up")
+        self._looked.wait(_FIRST_S)
 
     def close(self) -> None:
-        """End the look-ups."""
+        """End the look-ups. A name server that is silent keeps one for a while: nothing waits for that."""
         self._ending.set()
-        self._thread.join()
+        self._thread.join(_END_S)
 
     def list_all(self) -> tuple[str, ...]:
         """Return all members, this node among them where its address is known."""
@@ -97,6 +99,8 @@ class Membership:
         return tuple(address for address in self.list_all() if address not in self._own)
 
     def _run(self) -> None:
+        self._look()
+        self._looked.set()
         while not self._ending.wait(self._lookup_s if self.list_others() else self._alone_s):
             self._look()
 
@@ -107,9 +111,12 @@ class Membership:
                 members[place] = _choose_family(dict.fromkeys(self._resolve(place.host, place.port)))
             except OSError as error:
                 failure = f"{place.host}: {error.strerror or error}"
-        self._members = members
-        same_port = [address for address in self.list_all() if parse_address(address)[1] == self._own_port]
+            except UnicodeError as error:  # a name that cannot be one, as `a..b`
+                failure = f"{place.host}: {error}"
+        addresses = {address for found in members.values() for address in found}
+        same_port = [address for address in addresses if parse_address(address)[1] == self._own_port]
         self._own = frozenset(filter(_is_here, same_port))
+        self._members = members
         if (failure is not None) is not self._failing:
             self._failing = failure is not None
             _log.log(logging.WARNING if failure else logging.INFO, "members of the pool: %s", failure or "found again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Sequence
 
 import pytest
@@ -96,6 +97,36 @@ def test_a_node_of_two_families_is_one_member() -> None:
         membership.start()
         membership.close()
         assert membership.list_all() == expected
+
+
+def test_a_name_that_cannot_be_is_no_member(caplog: pytest.LogCaptureFixture) -> None:
+    """A name that no name server may have is told, and the others of a list are members."""
+    membership = Membership((Place("a..b", 5), Place("198.51.100.1", 5)), 5)
+    membership.start()
+    membership.close()
+    assert membership.list_others() == ("198.51.100.1:5",)
+    assert ["a..b" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_silent_name_server_holds_nothing_up() -> None:
+    """While the name server does not answer, the node starts and ends all the same; what it answers later counts."""
+    answering_now = threading.Event()
+
+    def resolve(host: str, port: int) -> Sequence[str]:
+        answering_now.wait()
+        return ["198.51.100.1:5"]
+
+    first, second = (Membership((Place("peers", 5),), 5, resolve) for _ in range(2))
+    try:
+        first.start()
+        assert first.list_all() == ()
+        second.start()
+        second.close()
+        assert not answering_now.is_set()
+    finally:
+        answering_now.set()
+    eventually(lambda: first.list_all() == ("198.51.100.1:5",))
+    first.close()
 
 
 def test_a_lone_node_looks_again_soon() -> None:
