@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.measure import failed, stop, tail, wait_until
+from bench.netns import Machine
 from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
 from cached.contract.snapshot.verify import hash_file
 
@@ -104,19 +105,24 @@ def sparse_corpora(origin: Path, versions: int, files: int, size: int) -> list[C
 
 
 @contextmanager
-def nginx(origin: Path, scratch: Path, *, access_log: Path | None = None) -> Iterator[str]:
+def nginx(
+    origin: Path, scratch: Path, *, access_log: Path | None = None, machine: Machine | None = None
+) -> Iterator[str]:
     """Serve `origin` with nginx; yield the URL, without a final slash. `access_log` gets a line for each request:
-    connection, status, body bytes sent, `OK` if complete, path."""
+    connection, status, body bytes sent, `OK` if complete, path. `machine`: where it listens; None: on loopback."""
     program = shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
     if program is None:
         raise failed("nginx is not on PATH nor in /usr/sbin", "install nginx")
-    port = free_port()
+    place = f"{machine.address if machine else '127.0.0.1'}:{free_port()}"
     scratch.mkdir(parents=True, exist_ok=True)
     configuration, log = scratch / "nginx.conf", scratch / "nginx.log"
-    configuration.write_text(_nginx_configuration(origin, scratch, port, access_log))
+    configuration.write_text(_nginx_configuration(origin, scratch, place, access_log))
     argv = [program, "-e", str(scratch / "error.log"), "-p", str(scratch), "-c", str(configuration)]
-    with _server(argv, dict(os.environ), log, port):
-        yield f"http://127.0.0.1:{port}"
+    pid = scratch / "nginx.pid"  # it is written once the server listens
+    pid.unlink(missing_ok=True)
+    command = machine.command(argv) if machine else argv
+    with running(command, dict(os.environ), log, lambda: pid.exists() and pid.stat().st_size > 0):
+        yield f"http://{place}"
 
 
 @contextmanager
@@ -200,7 +206,7 @@ def running(argv: list[str], environment: Mapping[str, str], log: Path, is_up: C
         stop(process)
 
 
-def _nginx_configuration(origin: Path, scratch: Path, port: int, access_log: Path | None) -> str:
+def _nginx_configuration(origin: Path, scratch: Path, place: str, access_log: Path | None) -> str:
     # Started as root, nginx would serve as `nobody`, which cannot enter our private folder.
     user = f"user {pwd.getpwuid(0).pw_name};" if os.geteuid() == 0 else ""
     temporary = "\n".join(
@@ -219,7 +225,7 @@ http {{
   sendfile on;
   tcp_nopush on;
   keepalive_requests 1000000;
-  server {{ listen 127.0.0.1:{port}; root {origin}; }}
+  server {{ listen {place}; root {origin}; }}
 }}
 """
 
