@@ -26,6 +26,7 @@ _IMPORTS_AT_ONCE = 128  # of one zone: they cross at the pace of announces
 _AHEAD = 0.5  # grants that a node may have got more than the average node
 _REFUSED_S = 10.0  # a node whose grant failed gets no other for so long
 _OVERDUE_S, _OVERDUE_TIMES = 10.0, 4.0  # a grant is dealt again after this, and so many times the usual duration
+_FIRST_OVERDUE_S = 120.0  # while none has come: then the origin is slow, and its node alive
 _TIDY_S = 0.5
 _HALVED_S = 5.0
 _WITNESSES = 2  # other nodes must agree before all believe a blame
@@ -119,7 +120,7 @@ class Tracker:
         self._vouchers: dict[int, str] = {}
         self._durations: list[float] = []
         self._pace = _Pace()
-        self._usual_s = _OVERDUE_S
+        self._usual_s = 0.0
         self._tidied_at = self._halved_at = 0.0
         self._overdue = 0
 
@@ -189,8 +190,8 @@ class Tracker:
         for zone in self._zones.values():
             self._count_zone(zone, now)
             self._held |= zone.held
-        self._usual_s = median_low(self._durations) if self._durations else _OVERDUE_S
-        late = now - max(_OVERDUE_S, _OVERDUE_TIMES * self._usual_s)
+        self._usual_s = median_low(self._durations or [0.0])
+        late = now - (max(_OVERDUE_S, _OVERDUE_TIMES * self._usual_s) if self._durations else _FIRST_OVERDUE_S)
         self._overdue = 0
         for piece, dealt_at in self._granted.items():
             if dealt_at < late:
