@@ -189,7 +189,7 @@ class DaemonProcess:
 
     def wait_state(self, ref: ModelRef, state: str | None) -> dict[str, Any]:
         """Wait until the status file of `ref` says `state` (None: is gone); returns what it said then."""
-        return self._wait_status(ref, lambda status: status.get("state") == state, state or "gone")
+        return self.wait_status(ref, lambda status: status.get("state") == state, state or "gone")
 
     def wait_error(self, ref: ModelRef, *codes: str) -> dict[str, Any]:
         """Wait until the status file of `ref` has an error, of one of `codes` where there are any; returns it: the next
@@ -199,18 +199,11 @@ class DaemonProcess:
             code = (status.get("error") or {}).get("code")
             return code in codes if codes else code is not None
 
-        error: dict[str, Any] = self._wait_status(ref, has_error, f"with an error {codes}")["error"]
+        error: dict[str, Any] = self.wait_status(ref, has_error, f"with an error {codes}")["error"]
         return error
 
-    def wait_ready(self, *refs: ModelRef) -> None:
-        """Wait until these versions are ready, and check that their names are there by then."""
-        for ref in refs:
-            status = self._wait_status(ref, lambda status: status.get("state") in ("ready", "failed"), "ready")
-            assert status["state"] == "ready", status
-            assert self.path(ref).is_dir()
-
-    def _wait_status(self, ref: ModelRef, holds: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
-        """Wait until the status file of `ref` holds; returns it (empty where there is none)."""
+    def wait_status(self, ref: ModelRef, holds: Callable[[dict[str, Any]], bool], what: str) -> dict[str, Any]:
+        """Wait until the status file of `ref` (empty where there is none) holds; returns what it said then."""
         seen: dict[str, Any] = {}
 
         def look() -> bool:
@@ -220,6 +213,13 @@ class DaemonProcess:
 
         self.wait(look, lambda: f"{ref} {what}; found {seen}")
         return seen
+
+    def wait_ready(self, *refs: ModelRef) -> None:
+        """Wait until these versions are ready, and check that their names are there by then."""
+        for ref in refs:
+            status = self.wait_status(ref, lambda status: status.get("state") in ("ready", "failed"), "ready")
+            assert status["state"] == "ready", status
+            assert self.path(ref).is_dir()
 
     def path(self, ref: ModelRef) -> Path:
         """Where a version's files are."""

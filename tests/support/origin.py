@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import re
 import select
 import socket
@@ -34,6 +35,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
 
+from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
 from tests.support.origin_faults import Fault, Reply
 
 _SIOCOUTQ = 0x5411  # how many bytes were sent and not yet acknowledged, see tcp(7)
@@ -91,6 +93,15 @@ class HostileOrigin:
         with self._lock:
             self._objects[path] = _Object(memoryview(data), etag, last_modified, content_type, headers or {})
         return self.url(path)
+
+    def publish(self, folder: str, files: Mapping[str, bytes]) -> Manifest:
+        """Serve files with ETags below `folder`, and their manifest, as `holdfast publish` leaves them; returns it."""
+        entries = [FileEntry(path, hashlib.sha256(data).hexdigest(), len(data)) for path, data in files.items()]
+        manifest = Manifest.build(entries)
+        for entry in entries:
+            self.put(f"{folder}{entry.path}", files[entry.path], etag=f'"{entry.sha256[:16]}"')
+        self.put(f"{folder}{MANIFEST_NAME}", manifest.canonical())
+        return manifest
 
     def remove(self, path: str) -> None:
         with self._lock:
@@ -251,6 +262,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(reply)
         if reply.ending == "stall":
             self._origin._released.wait()
+        if reply.ending == "pause" and self.command != "HEAD":
+            assert reply.resume is not None
+            while not reply.resume.wait(0.1) and not self._origin._released.is_set():
+                pass
+            self.wfile.write(reply.body[reply.cut :])
         if reply.ending == "drip" and reply.raw is None:
             self._drip(reply.body[reply.cut :])
         if reply.ending == "endless":
@@ -264,7 +280,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.settimeout(0)  # say that this is the end, and don't wait for the client to say so too
             with contextlib.suppress(ssl.SSLWantReadError):
                 self.connection.unwrap()
-        if reply.ending != "keep":
+        if reply.ending not in ("keep", "pause"):
             self.close_connection = True
 
     do_HEAD = do_GET

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
@@ -17,8 +18,8 @@ class Reply:
     """What is going to be sent; a fault returns a changed one.
 
     `cut`: send only so many bytes of `body`, then do `ending`: `keep` or `close` the connection, `reset` it, `stall`,
-    or `drip` on byte by byte; `endless`: send `trailing` again and again. `raw`: send exactly these bytes and nothing
-    else. `chunk`: the size of chunks. `trailing`: what is sent behind the body.
+    `pause` until `resume` is set, or `drip` on byte by byte; `endless`: send `trailing` again and again. `raw`: send
+    exactly these bytes and nothing else. `chunk`: the size of chunks. `trailing`: what is sent behind the body.
     """
 
     status: int
@@ -29,6 +30,7 @@ class Reply:
     raw: bytes | None = None
     chunk: int | None = None
     trailing: bytes = b""
+    resume: threading.Event | None = None
 
     def with_headers(self, **headers: str | None) -> Reply:
         """Set headers (`Content_Range="…"`), or remove them (None)."""
@@ -91,6 +93,17 @@ class Stall:
         if self.sent is None:
             return replace(reply, raw=b"", ending="stall")
         return replace(reply, cut=self.sent, ending="stall")
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Say nothing after `sent` bytes of the body until the test sets `let_go`, then go on."""
+
+    sent: int
+    let_go: threading.Event
+
+    def apply(self, reply: Reply, whole: memoryview) -> Reply:
+        return replace(reply, cut=self.sent, ending="pause", resume=self.let_go)
 
 
 @dataclass(frozen=True)

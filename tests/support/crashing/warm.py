@@ -123,7 +123,7 @@ class WarmDaemon(DaemonProcess):
 
     def died(self) -> bool:
         """Tell whether it was killed, giving a process that is just going down the time to."""
-        deadline = time.monotonic() + 2
+        deadline = time.monotonic() + 30
         while self.code() is None and time.monotonic() < deadline:
             time.sleep(0.005)
         return self.code() == -signal.SIGKILL

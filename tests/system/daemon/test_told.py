@@ -5,14 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import threading
 import time
 from pathlib import Path
 
 from cached.contract.reference import ModelRef
 from cached.contract.status import State, parse_timestamp
-from tests.support.daemon import DaemonProcess, daemon_process, model, prefetched, publish_files, write_files
+from tests.support.daemon import DaemonProcess, daemon_process, model, prefetched, write_files
 from tests.support.origin import HostileOrigin
-from tests.support.origin_faults import Status
+from tests.support.origin_faults import Pause, Status
 
 V1 = ModelRef("tiny", "v1")
 _KEYS = {
@@ -30,13 +31,10 @@ def test_a_status_file_has_the_keys_of_the_design(daemon: DaemonProcess, source:
     """A status file has exactly the keys of section 3, with their types, while fetching and when ready."""
     write_files(source, {"a.bin": bytes(_SIZE)})
     daemon.write_catalog({"tiny": prefetched(f"file://{source}")})
-    daemon.start("--max-bandwidth", "8MiB/s")
-    daemon.wait(lambda: bool((daemon.status(V1) or {}).get("rate_bytes_per_s")), "a rate")
-    fetching = daemon.status(V1)
+    daemon.start("--max-bandwidth", "4MiB/s")
+    fetching = daemon.wait_status(V1, lambda status: bool(status.get("rate_bytes_per_s")), "with a rate")
     daemon.wait_ready(V1)
-    ready = daemon.status(V1)
-    assert fetching is not None
-    assert ready is not None
+    ready = daemon.wait_state(V1, "ready")
     for status in (fetching, ready):
         assert status.keys() == _KEYS
         assert (status["model"], status["version"], status["source"]) == ("tiny", "v1", f"file://{source}")
@@ -67,19 +65,17 @@ def test_states_come_in_order(daemon: DaemonProcess, source: Path) -> None:
     assert seen == sorted(seen, key=lambda state: _ORDER.index(State(state)))
 
 
-def test_bytes_done_count_a_shared_blob_for_each_file(daemon: DaemonProcess, source: Path) -> None:
+def test_bytes_done_count_a_shared_blob_for_each_file(daemon: DaemonProcess, origin: HostileOrigin) -> None:
     """Files of the same content count each in the total and in what is done: progress does not end at a half."""
-    publish_files(source, {"a.bin": bytes(_SIZE), "b.bin": bytes(_SIZE)})
-    daemon.write_catalog({"tiny": prefetched(f"file://{source}")})
-    daemon.start("--max-bandwidth", "8MiB/s")
-
-    def past_one_files_size() -> bool:
-        status = daemon.status(V1) or {}
-        assert status.get("state") not in ("publishing", "ready")
-        return bool(status.get("bytes_done", 0) > _SIZE)
-
-    daemon.wait(past_one_files_size, "more bytes done than one file has")
-    assert (daemon.status(V1) or {})["bytes_total"] == 2 * _SIZE
+    let_go = threading.Event()
+    origin.publish("/tiny/", {"a.bin": bytes(_SIZE), "b.bin": bytes(_SIZE)})
+    for name in ("a.bin", "b.bin"):
+        origin.always(f"/tiny/{name}", Pause(_SIZE * 3 // 4, let_go))
+    daemon.write_catalog({"tiny": prefetched(origin.url("/tiny/"))})
+    daemon.start()
+    status = daemon.wait_status(V1, lambda status: status.get("bytes_done", 0) > _SIZE, "beyond one file's bytes")
+    assert (status["state"], status["bytes_total"]) == ("fetching", 2 * _SIZE)
+    let_go.set()
     daemon.wait_ready(V1)
 
 
@@ -91,10 +87,11 @@ def test_the_heartbeat_moves(daemon: DaemonProcess) -> None:
 
     def beat_three_times() -> bool:
         with contextlib.suppress(FileNotFoundError):
+            now = time.time()
             document = json.loads(daemon.layout.public.daemon_status.read_bytes())
             assert document.keys() == {"node", "version", "pid", "started", "updated"}
             assert (document["node"], document["pid"]) == ("node-a", daemon.pid)
-            assert time.time() - parse_timestamp(document["updated"]) < 6  # whole seconds are written
+            assert now - parse_timestamp(document["updated"]) < 6  # whole seconds are written
             beats.add(document["updated"])
         return len(beats) >= 3
 

@@ -62,7 +62,7 @@ def test_a_disk_with_any_amount_left(on_ext4: Start, place: Place) -> None:
 def test_a_disk_that_fills_up_under_a_fetch(on_ext4: Start, place: Place, left_kib: int) -> None:
     """Where somebody takes the rest while bytes are on their way, the version arrives or says `no_space`, nothing half
     is visible, and all goes on by itself when space returns."""
-    with on_ext4(24 * MIB, "--max-bandwidth", "4MiB/s") as daemon:
+    with on_ext4(24 * MIB, "--max-bandwidth", "2MiB/s") as daemon:
         daemon.write_catalog({"m": {"versions": {"a": place("a", 4 * MIB, *[5000] * 4)}}})
         daemon.start()
         daemon.pull("m@a")
@@ -113,7 +113,7 @@ def test_a_full_disk_is_no_reason_not_to_start(on_ext4: Start, place: Place) -> 
 
 def test_the_disks_own_refusal_evicts_too(on_ext4: Start, place: Place) -> None:
     """Where the disk refuses what the account allowed, something that nobody wants goes, as for any lack of space."""
-    with on_ext4(32 * MIB, "--max-bandwidth", "4MiB/s") as daemon:
+    with on_ext4(32 * MIB, "--max-bandwidth", "1500kB/s") as daemon:
         daemon.write_catalog({"m": {"versions": {"a": place("a", 4 * MIB), "b": place("b", 4 * MIB, *[5000] * 4)}}})
         daemon.start()
         daemon.pull("m@a")

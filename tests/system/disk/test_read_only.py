@@ -54,7 +54,7 @@ def test_a_fault_of_the_file_system_while_fetching(tmp_path: Path, place: Place)
     with daemon_process(tmp_path, *OPTIONS) as daemon:
         with mounted_image(folder, "ext4", 48 * MIB, "-m", "0", "-e", "remount-ro"):
             daemon.write_catalog({"m": {"versions": {"a": place("a", 8 * MIB, MIB)}, "prefetch": {"versions": ["a"]}}})
-            daemon.start("--max-bandwidth", "6MiB/s")
+            daemon.start("--max-bandwidth", "2MiB/s")
             daemon.wait(lambda: told(daemon, A).get("state") == "fetching", "bytes on their way")
             _fault(folder)
             daemon.wait(lambda: error_of(daemon, A).get("code") in ("not_writable", "disk"), "an error")

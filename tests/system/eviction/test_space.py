@@ -128,10 +128,12 @@ def test_the_least_recently_used_goes_first(daemon: DaemonProcess, source: Path)
 def test_room_is_made_once(daemon: DaemonProcess, source: Path) -> None:
     """While a version is fetched into the room that was made for it, nothing more is evicted for it."""
     daemon.write_catalog({"m": {"versions": {name: _place(source, name, 4) for name in "abcd"}}})
-    daemon.start("--max-bandwidth", "3MiB/s")
+    daemon.start()
     for name in "ab":
         daemon.pull(f"m@{name}")
         daemon.wait_ready(ModelRef("m", name))
+    assert daemon.stop() == 0
+    daemon.start("--max-bandwidth", "1MiB/s")
     daemon.pull("m@c")
     daemon.wait_state(C, "fetching")
     daemon.write_catalog({"m": {"versions": {name: _place(source, name, 4) for name in "abc"}}})

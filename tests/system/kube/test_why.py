@@ -39,7 +39,7 @@ def test_why_explains_each_pod_and_version(node: Joined, capsys: pytest.CaptureF
     slow, gone = node.entry("slow", 64 * MIB), {"source": "http://127.0.0.1:9/x/"}
     node.catalog(here=node.entry("here"), slow=slow, gone=gone, absent={"source": "file:///nowhere/at/all"}, idle=gone)
     daemon = node.daemon
-    daemon.start("--max-bandwidth", "4MiB/s")
+    daemon.start("--max-bandwidth", "1MiB/s")
     node.pod("ready", "here")
     daemon.wait_ready(ref("here"))
     for name, version in {"slow": "slow", "gone": "gone", "absent": "absent", "unlisted": "unlisted"}.items():
