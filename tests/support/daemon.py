@@ -29,7 +29,7 @@ from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
 from cached.contract.reference import ModelRef
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-PATIENCE_S = 100.0  # a busy machine takes several times as long as a quiet one
+PATIENCE_S = 150.0  # a busy machine takes several times as long as a quiet one
 _LISTENING = "listening on http://127.0.0.1:"
 
 

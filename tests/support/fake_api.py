@@ -37,7 +37,7 @@ from tests.support.kube_shapes import (
 )
 from tests.support.kube_store import ApiError, Key, Kind, Match, Object, Store, merge, told
 
-START_WITHIN_S = 30.0
+START_WITHIN_S = 100.0
 
 
 @dataclass(frozen=True)

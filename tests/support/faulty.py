@@ -63,7 +63,7 @@ class FaultyFolder:
 
     def close(self) -> None:
         """After the unmount."""
-        self._thread.join(10)
+        self._thread.join(100)
         for descriptor in {*self._nodes[1:], *self._open.values(), self.device}:
             with suppress(OSError):
                 os.close(descriptor)

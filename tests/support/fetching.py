@@ -32,7 +32,7 @@ from tests.support.origin import Seen
 from tests.support.origin_faults import Fault, Reply
 
 MIB = 1024 * 1024
-DEADLINE_S = 60.0
+DEADLINE_S = 100.0
 HASTY = HttpSettings(header_timeout_s=5.0, stall_window_s=2.0, stall_min_bytes=1000)  # no busy machine seems to stall
 
 
@@ -177,10 +177,10 @@ class Engine:
 
         thread = threading.Thread(target=take_all, daemon=True)
         thread.start()
-        thread.join(10)
+        thread.join(100)
         assert not thread.is_alive(), f"{len(taken)} buffers came back"
         assert len({id(buffer) for buffer in taken}) == len(taken)
-        assert all(self.workers.hold_slots.acquire(timeout=10) for _ in range(_HELD))
+        assert all(self.workers.hold_slots.acquire(timeout=100) for _ in range(_HELD))
         assert not self.workers.hold_slots.acquire(blocking=False)
 
     def close(self) -> None:

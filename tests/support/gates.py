@@ -23,7 +23,7 @@ from cached.contract.reference import ModelRef
 REPOSITORY = Path(__file__).resolve().parents[2]
 REF = ModelRef("acme/tiny", "v1")
 FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 4096, "sub/tokenizer.json": b"[1]"}
-PATIENCE_S = 100.0
+PATIENCE_S = 150.0
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:

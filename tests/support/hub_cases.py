@@ -50,7 +50,7 @@ def hub_source(uri: str) -> HuggingFaceSource:
 def read(target: HttpTarget, asked: str | None = None) -> tuple[int, bytes]:
     """Read a target as the byte path does: these headers, this URL, no redirect."""
     parts = urlsplit(target.url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=10)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=100)
     try:
         headers = dict(target.headers) | ({"Range": asked} if asked else {})
         connection.request("GET", f"{parts.path}?{parts.query}" if parts.query else parts.path, headers=headers)

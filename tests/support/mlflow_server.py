@@ -102,13 +102,13 @@ def mlflow_server(
         yield MlflowServer(f"http://127.0.0.1:{port}", at)
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # with its workers
-        process.wait(10)
+        process.wait(100)
 
 
 def _is_healthy(port: int) -> bool:
     try:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://127.0.0.1:{port}/health", timeout=5) as response:
+        with opener.open(f"http://127.0.0.1:{port}/health", timeout=60) as response:
             return bool(response.status == 200)
     except OSError:
         return False

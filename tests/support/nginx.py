@@ -36,7 +36,7 @@ http {{
   }}
 }}
 """
-_START_DEADLINE_S = 20.0
+_START_DEADLINE_S = 100.0
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from pathlib import Path
 
 def wait_until_kept(pid: int, number: signal.Signals = signal.SIGTERM) -> None:
     """Wait until a signal no longer ends the process by itself: the first thing that a long-running program does."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 100
     while not _blocked(pid) & (1 << (number - 1)):
         assert time.monotonic() < deadline, f"{pid} never kept {number.name}"
         time.sleep(0.001)

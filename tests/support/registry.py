@@ -29,7 +29,7 @@ from cached.sources.oci.manifest import OCI_IMAGE_CONFIG, OCI_MANIFEST
 from tests.support.certificates import Certificates
 
 PROGRAM_VARIABLE = "HOLDFAST_TEST_REGISTRY"  # the path of the program, where it is not on PATH
-_START_TIMEOUT_S = 30
+_START_TIMEOUT_S = 120
 _LISTENS = re.compile(r"listening on 127\.0\.0\.1:(\d+)")
 _CONFIG = """
 version: 0.1
@@ -158,7 +158,7 @@ def docker_registry(
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(100)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -19,7 +19,7 @@ from typing import Any
 ACCESS_KEY = "HOLDFASTTESTKEY"
 SECRET_KEY = "holdfast-test-secret-0123456789"
 REGION = "us-east-1"
-_START_TIMEOUT_S = 60
+_START_TIMEOUT_S = 120
 _LISTENS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
 
@@ -105,7 +105,7 @@ def _serving(command: Sequence[str], log: Path) -> Iterator[S3Server]:
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(100)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

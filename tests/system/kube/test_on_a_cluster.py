@@ -160,7 +160,7 @@ def policy(namespace: str) -> Iterator[str]:
     if kubectl("create", "-f", "-", body=made, check=False).returncode:
         pytest.skip("this API server has no admissionregistration.k8s.io/v1 MutatingAdmissionPolicy (Kubernetes 1.36)")
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 100
         while "holdfast-gate" not in _create(namespace, ONE, {}).stdout:  # it takes the API server a moment
             assert time.monotonic() < deadline
         yield namespace

@@ -69,7 +69,7 @@ def test_pull_shows_progress(layout: Layout, control: ControlServer, capsys: pyt
 
     def fetches() -> None:
         write_status(layout, model_status(REF, State.FETCHING, bytes_total=4096, bytes_done=2048))
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 100
         while "50 %" not in "".join(seen) and time.monotonic() < deadline:
             seen.append(capsys.readouterr().err)
             time.sleep(0.01)

@@ -25,7 +25,7 @@ from cached.node.status_files import StatusFiles
 from cached.store import recovery
 from tests.support.stores import fill_root
 
-DEADLINE_S = 30
+DEADLINE_S = 100.0
 MISSING = ModelRef("missing", "v1")
 
 

@@ -43,7 +43,7 @@ def start(folder: Path, *options: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_the_demo_goes_from_publish_to_embeddings(folder: Path) -> None:
     """`holdfast demo --exit` shows the gate waiting, embeds, fetches nothing when warm, and leaves nothing behind."""
     with start(folder, "--exit") as demo:

@@ -44,7 +44,7 @@ def succeed(processes: Processes, process: DemoProcess) -> None:
 
 def gone(pid: int) -> bool:
     """Whether the process ends soon; a zombie has ended."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 100
     while time.monotonic() < deadline:
         try:
             if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":

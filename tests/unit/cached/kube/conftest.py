@@ -13,7 +13,7 @@ import pytest
 from cached.kube.client import KubeClient
 from tests.support.fake_api import FakeApi
 
-WITHIN_S = 30.0
+WITHIN_S = 100.0
 Running = Callable[[Coroutine[Any, Any, None]], Any]
 Until = Callable[[Callable[[], object], str], Awaitable[None]]
 

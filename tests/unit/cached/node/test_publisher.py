@@ -29,7 +29,7 @@ from cached.store.publication import Publication, publish_all
 from tests.support.filling import add_blob, manifest_of
 from tests.system.eviction.node import Cluster
 
-DEADLINE_S = 30
+DEADLINE_S = 100.0
 
 
 class Publishing:

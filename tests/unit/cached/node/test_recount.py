@@ -50,7 +50,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Layout:
     recovery.prepare(layout)
     for data in DATA:
         add_blob(layout, data)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
     while read_marks(layout) is None:  # its folders were changed a moment ago
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -108,7 +108,7 @@ def test_a_blob_that_is_cut_is_counted_once_it_is_suspected(store: Store) -> Non
 
 def test_a_store_that_nobody_touched_is_not_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """While the folders are as they were no blob is looked at."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
     while (marks := read_marks(store.layout)) is None:
         assert time.monotonic() < deadline
         time.sleep(0.1)

@@ -190,6 +190,6 @@ async def test_the_last_errors_are_remembered(public: PublicLayout) -> None:
 
 
 async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         while not holds():
             await asyncio.sleep(0.001)

@@ -21,7 +21,7 @@ from cached.store import recovery, snapshots
 from tests.support.filling import add_blob, manifest_of
 
 REF = ModelRef("acme/tiny", "v1")
-DEADLINE_S = 30.0
+DEADLINE_S = 100.0
 
 
 class Tree:

@@ -135,7 +135,7 @@ def test_a_killed_publish_is_no_version_and_goes_on(tmp_path: Path) -> None:
     (model / "big.bin").touch()
     os.truncate(model / "big.bin", 256 * 1024 * 1024)
     process = subprocess.Popen(command(model, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    marked, deadline = out / ".holdfast" / "publishing", time.monotonic() + 60
+    marked, deadline = out / ".holdfast" / "publishing", time.monotonic() + 100
     while not (marked.exists() and list(out.glob(".holdfast/.tmp-*"))) and time.monotonic() < deadline:
         time.sleep(0.002)
     process.kill()
@@ -157,7 +157,7 @@ def test_an_interrupted_publish_says_so(tmp_path: Path) -> None:
     process = subprocess.Popen(
         command(model, out, "--threads", "1"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
     while not (out / ".holdfast" / "publishing").exists() and time.monotonic() < deadline:
         time.sleep(0.002)
     process.terminate()

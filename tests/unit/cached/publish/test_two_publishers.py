@@ -87,7 +87,7 @@ def test_two_at_once_never_mix(tmp_path: Path, place: Place, again: int) -> None
 
 def wait_for_mark(place: Place) -> None:
     """Wait, for a minute at most, until a publisher has left its mark."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 100
     while Mark.parse(place.files().get(PUBLISHING_NAME, b"")) is None and time.monotonic() < deadline:
         time.sleep(0.01)
 

@@ -118,7 +118,7 @@ async def test_a_full_queue_says_when_to_come_back() -> None:
                 return response.status
 
         async def until(condition: Callable[[], bool]) -> None:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(100):
                 while not condition():
                     await asyncio.sleep(0.005)
 
@@ -237,7 +237,7 @@ async def test_a_request_that_waits_and_is_given_up_never_runs() -> None:
                 assert response.status == 200
 
         first = group.create_task(ask("first"))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             while not running.is_set():
                 await asyncio.sleep(0.005)
             given_up = group.create_task(ask("given up"))
@@ -330,7 +330,7 @@ async def test_a_client_that_hangs_up_in_a_stream_is_no_error(caplog: pytest.Log
         async with client.post("/v1/completions", json={**BODY, "stream": True}) as response:
             await response.content.readany()
             response.close()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             await server.readiness.in_flight.wait_drained()
             await asyncio.sleep(0)
     assert [record.args[2] for record in caplog.records if record.name == "holdfast.access" and record.args] == [499]  # type: ignore[index]
@@ -353,7 +353,7 @@ async def test_a_client_that_reads_nothing_holds_no_model() -> None:
         writer.write(b"POST /v1/completions HTTP/1.1\r\nHost: m\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         await reader.readexactly(15)
         assert server.served.requests.count == 1
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             await server.served.requests.wait_drained()
         assert server.engine.capacity() == Load(0, 0)
         writer.transport.abort()

@@ -19,7 +19,7 @@ async def test_events_from_a_thread_that_goes_on_all_arrive() -> None:
 
     thread = threading.Thread(target=run)
     thread.start()
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(100):
         for job in jobs:
             assert [event async for event in job.stream()] == list(range(5000))
     thread.join()

@@ -92,7 +92,7 @@ def case(request: pytest.FixtureRequest, cases: dict[str, Case]) -> Case:
 
 
 async def events_of(job: Job[Any, Any]) -> list[Any]:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(100):
         return [event async for event in job.stream()]
 
 

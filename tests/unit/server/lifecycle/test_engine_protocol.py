@@ -115,11 +115,11 @@ async def test_the_api_serves_over_any_engine() -> None:
                 async with client.get("/metrics") as scrape:
                     assert 'holdfast_server_queue_running{model="m"} 1.0' in await scrape.text()
                 response.close()
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(100):
                 while engine.running:
                     await asyncio.sleep(0.005)
     await served.run_dummy_inference()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         await served.requests.wait_drained()
     served.close()
 

@@ -63,7 +63,7 @@ async def test_what_nobody_foresaw_in_a_swap_leaves_the_old_version_serving(
 
         monkeypatch.setattr(hot_swap, "admit", admit)
         add_version(public, f"{NAME}@v1", with_other_weights(llama, tmp_path / "other"))
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             while NAME not in catalog.pending or catalog.pending[NAME].state != "failed":
                 await asyncio.sleep(0.01)
         assert "Too many open files" in str(catalog.pending[NAME].error)

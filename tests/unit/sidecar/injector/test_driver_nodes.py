@@ -45,7 +45,7 @@ def found(api: FakeApi, tmp_path: Path) -> DriverNodes:
 
 @asynccontextmanager
 async def running(found: DriverNodes) -> AsyncIterator[None]:
-    async with asyncio.TaskGroup() as group, asyncio.timeout(30):
+    async with asyncio.TaskGroup() as group, asyncio.timeout(100):
         task = group.create_task(found.run())
         yield
         task.cancel()

@@ -54,7 +54,7 @@ class Terminal:
 
     def wait_for(self, condition: Callable[[str], bool]) -> str:
         """Read until `condition` holds of all text without escapes, or the command ends; returns that text."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 100
         while not condition(self.text) and time.monotonic() < deadline:
             if select.select([self._master], [], [], 0.1)[0]:
                 try:

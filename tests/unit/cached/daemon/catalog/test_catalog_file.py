@@ -38,6 +38,6 @@ async def test_the_file_as_it_is_now_is_told(tmp_path: Path) -> None:
 
 
 async def _until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         while not holds():
             await asyncio.sleep(0.01)

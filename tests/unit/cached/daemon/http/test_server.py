@@ -381,7 +381,7 @@ async def test_the_query_is_left_as_it_was_sent() -> None:
 
 
 async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         while not condition():
             await asyncio.sleep(0.005)
 

@@ -117,7 +117,7 @@ class _Events:
 
     async def take(self) -> dict[str, str]:
         """Return the fields of the next event that has any but `retry`."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(100):
             while True:
                 while "\n\n" not in self._left:
                     size = int((await self._reader.readuntil(b"\r\n")).strip(), 16)
@@ -436,7 +436,7 @@ async def test_past_the_limit_of_pages_the_next_gets_503() -> None:
 
 
 async def _until_followed(page: _Reading) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         while True:
             async with page.follow() as events:
                 if events.status == 200:

@@ -65,7 +65,7 @@ async def test_the_loop_goes_on_during_a_count(inventory: Inventory, monkeypatch
 async def _count(found: SnapshotSizes) -> None:
     """Wait until a count is due, and count."""
     before = found.changes
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(100):
         while found.changes == before:
             await found.update()
             await asyncio.sleep(0)

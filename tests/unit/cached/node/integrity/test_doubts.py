@@ -23,7 +23,7 @@ from cached.node.tree_watch import Followed, TreeWatch
 from cached.store import recovery, snapshots
 from tests.support.filling import add_blob, manifest_of
 
-DEADLINE_S = 30
+DEADLINE_S = 100.0
 CONTENTS = ({"a": b"a" * 100}, {"a": b"b" * 100})
 
 

@@ -45,7 +45,7 @@ def test_whoever_finds_none_waits() -> None:
     thread.start()
     assert not taken.wait(0.05)
     pool.give(buffer)
-    assert taken.wait(10)
+    assert taken.wait(100)
     thread.join()
 
 

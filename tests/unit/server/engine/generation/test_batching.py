@@ -334,7 +334,7 @@ async def test_who_gives_up_leaves_the_batch_and_no_one_else(llama: Path) -> Non
                 pass
             assert (await ask(running, completion("comes", 9)))[0] == plainly(llama, "comes", 9)
             assert (await read_events(stays))[0] == plainly(llama, "stays", 60)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(100):
             while running.capacity() != Load(0, 0):
                 await asyncio.sleep(0.01)
     assert len(watched.rows) < 1000
