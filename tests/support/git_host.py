@@ -27,7 +27,8 @@ from uuid import uuid4
 
 import pytest
 
-from tests.support.object_stores import free_port, serving
+from tests.support.object_stores import serving
+from tests.support.ports import free_port
 
 USER, TOKEN = "reader", "verySecretGitToken"
 BASIC = base64.b64encode(f"{USER}:{TOKEN}".encode()).decode()

@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -20,6 +19,8 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+
+from tests.support.ports import free_port
 
 _START_TIMEOUT_S = 120
 _API = "/api/2.0/mlflow/"
@@ -74,9 +75,7 @@ def mlflow_server(
     serves no artifacts."""
     program = mlflow_program()
     folder.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = int(found.getsockname()[1])
+    port = free_port()
     at = destination or str(folder / "artifacts")
     command = [program, "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]

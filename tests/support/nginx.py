@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.ports import free_port
+
 _CONFIG = """
 daemon off;
 master_process off;
@@ -47,7 +49,7 @@ def nginx(folder: Path, root: Path, directives: str = "") -> Iterator[str]:
     `directives`: what else stands in the `server` block, as `autoindex on;`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    port = _free_port()
+    port = free_port()
     config = folder / "nginx.conf"
     config.write_text(_CONFIG.format(folder=folder, port=port, root=root, directives=directives))
     command = [_program(), "-p", str(folder), "-c", str(config), "-e", str(folder / "error.log")]
@@ -66,12 +68,6 @@ def _program() -> str:
     if found is None:
         pytest.skip("nginx is not installed (Debian: apt-get install nginx-light)")
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_until_it_listens(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -33,6 +33,7 @@ from cached.sources.azure.access import WRITE, sign_container
 from cached.sources.azure.address import AzureAddress
 from tests.support.fake_azure import ACCOUNT, KEY, FakeAzure, md5_of
 from tests.support.fake_gcs import FakeGcs
+from tests.support.ports import free_port
 
 AZURITE_ACCOUNT = "devstoreaccount1"
 AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
@@ -211,13 +212,6 @@ def _find(program: str, variable: str) -> str:
     if not found:
         pytest.skip(f"{program} is not installed: put it on PATH, or name it in {variable}")
     return found
-
-
-def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @contextmanager

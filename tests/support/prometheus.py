@@ -9,7 +9,6 @@ import contextlib
 import json
 import math
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -21,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.support.ports import free_port
 
 needs_prometheus = pytest.mark.skipif(shutil.which("prometheus") is None, reason="no prometheus here (its package)")
 _PATIENCE_S = 100.0
@@ -77,8 +78,7 @@ def prometheus(folder: Path, targets: Sequence[Target], groups: Sequence[Mapping
     every = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
     config = {"global": every, "rule_files": ["rules.yaml"], "scrape_configs": jobs}
     (folder / "prometheus.yaml").write_text(json.dumps(config))
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     options = [f"--config.file={folder}/prometheus.yaml", f"--storage.tsdb.path={folder}/data", "--log.level=warn"]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(["prometheus", *options, f"--web.listen-address={address}"], stdout=log, stderr=log)

@@ -13,7 +13,7 @@ from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.settings import HttpSettings
 from cached.transport.target import HttpTarget
 
-HASTY = HttpSettings(header_timeout_s=1.0, stall_window_s=0.4, stall_min_bytes=1000)  # for servers that stall
+HASTY = HttpSettings(header_timeout_s=4.0, stall_window_s=1.5, stall_min_bytes=1000)  # for servers that stall
 MakeClient = Callable[[HttpSettings], HttpClient]
 
 

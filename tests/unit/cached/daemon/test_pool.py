@@ -35,13 +35,9 @@ from cached.transport.origin_proxy import OriginProxySettings
 from cached.transport.urls import Origin
 from tests.support.fake_api import FakeApi
 from tests.support.fetching import eventually
+from tests.support.ports import free_port
 
 BLOB, KEY = "a" * 64, "k" * 40
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
 
 
 def options_of(*more: str) -> PoolOptions:
