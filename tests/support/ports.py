@@ -8,20 +8,28 @@ from __future__ import annotations
 
 import random
 import socket
+from contextlib import ExitStack
 from pathlib import Path
 
 _LOWEST = 10_240
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 at which nobody listens now; another process that looks at the same time has another one."""
+    """A port of 127.0.0.1 at which nobody listens now."""
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """So many of them, each another one."""
     end = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    chance = random.SystemRandom()
-    while True:
-        port = chance.randrange(_LOWEST, end)
-        with socket.socket() as probe:
+    chance = random.SystemRandom()  # another process that looks now has other ports
+    ports: list[int] = []
+    with ExitStack() as probes:
+        while len(ports) < count:
+            port, probe = chance.randrange(_LOWEST, end), probes.enter_context(socket.socket())
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return port
+            ports.append(port)
+    return ports
