@@ -19,7 +19,6 @@ from pathlib import Path
 import pytest
 
 from cached.contract.reference import ModelRef
-from sidecar.gate.main import FOLLOW_EVERY_S
 from tests.support.bitrot import flip
 from tests.support.daemon import PATIENCE_S, REPOSITORY, DaemonProcess, daemon_process, model, prefetched, publish_files
 from tests.support.faulty import FaultyFolder, mounted_faulty
@@ -138,6 +137,15 @@ def _command(arguments: list[str], root: Path) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
 
+def _wait_until_blocked(pid: int) -> None:
+    """Wait until a thread of a process waits for an answer of FUSE, or for 20 s where the kernel does not tell."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if any("request_wait" in (thread / "wchan").read_text() for thread in Path(f"/proc/{pid}/task").iterdir()):
+            return
+        time.sleep(0.05)
+
+
 def test_an_open_gate_on_a_root_that_hangs_heeds_sigterm(mount: tuple[FaultyFolder, Path], tmp_path: Path) -> None:
     """SIGTERM ends a gate that is blocked by its root, so that a pod on such a node does not need its whole grace
     period to end; the exit code is that of the signal."""
@@ -153,7 +161,7 @@ def test_an_open_gate_on_a_root_that_hangs_heeds_sigterm(mount: tuple[FaultyFold
         while "open after" not in gate.stderr.readline():
             pass
         with _hung_for_others(server, place):
-            time.sleep(FOLLOW_EVERY_S + 1)  # it looks at its lease, and is blocked
+            _wait_until_blocked(gate.pid)  # by a look at its lease
             gate.terminate()
             said = gate.communicate(timeout=PATIENCE_S)[1]
             assert (gate.returncode, "still busy" in said) == (128 + signal.SIGTERM, True)

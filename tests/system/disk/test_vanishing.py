@@ -16,7 +16,7 @@ from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
 from tests.support.daemon import DaemonProcess, daemon_process
 from tests.support.mounts import mounted
-from tests.system.disk.conftest import MIB, OPTIONS, Place, Start, check_public, told, wait_told
+from tests.system.disk.conftest import MIB, OPTIONS, Place, Start, check_public, wait_told
 
 A, B = ModelRef("m", "a"), ModelRef("m", "b")
 
@@ -181,7 +181,7 @@ def test_what_is_deleted_by_hand_comes_back(
         check_public(daemon)
         daemon.wait_state(A, "ready")
         assert daemon.metric("holdfast_fetch_bytes_total") == fetched
-        assert daemon.document()["disk"]["used"] == MIB + 5000
+        daemon.wait(lambda: daemon.document()["disk"]["used"] == MIB + 5000, "an account that agrees")
         daemon.kill()
         daemon.start()
         assert _is_whole(daemon)
@@ -211,9 +211,9 @@ def test_bytes_that_are_nowhere_are_fetched_again(tmp_path: Path, place: Place) 
         _snapshot(daemon)
         _blobs(daemon)
         daemon.wait(lambda: _is_whole(daemon), "all of it back")
-        daemon.wait(lambda: told(daemon, A)["state"] == "ready", "a ready")
+        wait_told(daemon, A, "ready")
         check_public(daemon)
-        assert daemon.document()["disk"]["used"] == MIB + 5000
+        daemon.wait(lambda: daemon.document()["disk"]["used"] == MIB + 5000, "an account that agrees")
 
 
 def test_a_deleted_socket_is_made_anew(tmp_path: Path) -> None:
