@@ -186,7 +186,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self, body: bytes) -> None:
         """Answer as the other LFS server does, whose addresses are then this host's."""
-        connection = http.client.HTTPConnection(self._host.lfs_url.removeprefix("http://"), timeout=60)
+        connection = http.client.HTTPConnection(self._host.lfs_url.removeprefix("http://"), timeout=120)
         try:
             headers = {name: value for name, value in self.headers.items() if value != f"Basic {BASIC}"}
             connection.request(self.command, self.path, body or None, headers)
@@ -293,7 +293,7 @@ def giftless(folder: Path) -> Iterator[str]:
         # Its first answer has an address without a token.
         body = {"operation": "download", "objects": [{"oid": "0" * 64, "size": 1}]}
         headers = {"Content-Type": "application/vnd.git-lfs+json", "Accept": "application/vnd.git-lfs+json"}
-        first = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        first = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
         first.request("POST", "/a/b.git/info/lfs/objects/batch", json.dumps(body), headers)
         first.getresponse().read()
         first.close()

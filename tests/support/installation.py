@@ -241,7 +241,7 @@ class Holdfast:
         self.wait()
         # An API server takes a moment to hear of the webhook and of its certificate.
         probe = pod_object(Pod("default", "probe"), annotated("none", "1"))
-        wait_for("the webhook answers", lambda: GATE in dry_run(probe).stdout, 60)
+        wait_for("the webhook answers", lambda: GATE in dry_run(probe).stdout, 120)
 
     def wait(self) -> None:
         """Wait until daemon and injector are ready."""

@@ -37,7 +37,7 @@ class MlflowServer:
         data, headers = json.dumps(body).encode(), {"Content-Type": "application/json"}
         request = urllib.request.Request(f"{self.url}{_API}{path}", data, headers, method=method)
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(request, timeout=60) as response:
+        with opener.open(request, timeout=120) as response:
             return json.load(response)
 
     def add_run(self) -> tuple[str, str]:
@@ -107,7 +107,7 @@ def mlflow_server(
 def _is_healthy(port: int) -> bool:
     try:
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(f"http://127.0.0.1:{port}/health", timeout=60) as response:
+        with opener.open(f"http://127.0.0.1:{port}/health", timeout=120) as response:
             return bool(response.status == 200)
     except OSError:
         return False

@@ -182,7 +182,7 @@ def _send(method: str, url: str, data: bytes | None = None, kind: str = _BYTES, 
     headers = {"Content-Type": kind, **more}
     request = urllib.request.Request(url, data=data, method=method, headers=headers)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(request, timeout=30) as response:
+    with opener.open(request, timeout=120) as response:
         found: bytes = response.read()
     return found
 

@@ -58,11 +58,11 @@ class RunningRegistry:
     def put_blob(self, repository: str, data: bytes) -> str:
         """Store a blob; return its digest."""
         digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        begun = requests.post(f"http://{self.host}/v2/{repository}/blobs/uploads/", timeout=30)
+        begun = requests.post(f"http://{self.host}/v2/{repository}/blobs/uploads/", timeout=120)
         begun.raise_for_status()
         location = begun.headers["Location"]
         url = location if location.startswith("http") else f"http://{self.host}{location}"
-        done = requests.put(url, params={"digest": digest}, data=data, timeout=60)
+        done = requests.put(url, params={"digest": digest}, data=data, timeout=120)
         assert done.status_code == 201, done.text
         return digest
 
@@ -71,7 +71,7 @@ class RunningRegistry:
         data = json.dumps(document).encode()
         kind = document["mediaType"]
         url = f"http://{self.host}/v2/{repository}/manifests/{reference}"
-        done = requests.put(url, data=data, headers={"Content-Type": kind}, timeout=60)
+        done = requests.put(url, data=data, headers={"Content-Type": kind}, timeout=120)
         assert done.status_code == 201, done.text
         return f"sha256:{hashlib.sha256(data).hexdigest()}"
 

@@ -59,13 +59,13 @@ class Balancer:
 
     def __enter__(self) -> Balancer:
         self._thread.start()
-        assert self._listening.wait(30)
+        assert self._listening.wait(120)
         return self
 
     def __exit__(self, *_raised: object) -> None:
         assert self._loop is not None
         self._loop.call_soon_threadsafe(self._over.set)
-        self._thread.join(30)
+        self._thread.join(120)
 
     async def _listen(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -113,7 +113,7 @@ class Client:
     def run(self, url: str, model: str, over: threading.Event) -> None:
         limits = httpx2.Limits(max_keepalive_connections=1 if self.kept else 0, keepalive_expiry=None)
         with (
-            httpx2.Client(limits=limits, timeout=60) as http,
+            httpx2.Client(limits=limits, timeout=120) as http,
             openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, http_client=http) as asked,
         ):
             while not over.wait(self.think_s):

@@ -48,7 +48,7 @@ class Client(threading.Thread):
         if self.connection is None:
             endpoints = (FOLDER / "endpoints").read_text().split()
             host, _, port = endpoints[next(_turn) % len(endpoints)].rpartition(":")
-            self.connection = http.client.HTTPConnection(host, int(port), timeout=60)
+            self.connection = http.client.HTTPConnection(host, int(port), timeout=120)
         body = json.dumps({"model": "m", "prompt": "x", "max_tokens": 4, "stream": bool(self.answers % 2)})
         self.connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
         answer = self.connection.getresponse()

@@ -59,7 +59,7 @@ def guarded(url: str, policy: Policy, change: Change = unchanged) -> Iterator[st
             if not policy(self.command, self.path, headers):
                 self.answer(403, [("Content-Type", "application/xml")], _DENIED)
                 return
-            connection = http.client.HTTPConnection(upstream, timeout=60)
+            connection = http.client.HTTPConnection(upstream, timeout=120)
             try:
                 connection.request(self.command, self.path, change(self.command, self.path, body), headers)
                 answer = connection.getresponse()

@@ -75,7 +75,7 @@ class Front(HostileOrigin):
         return Reply(status, headers, memoryview(body)), memoryview(whole)
 
     def _pass_on(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, dict[str, str], bytes]:
-        connection = http.client.HTTPConnection(self._upstream, timeout=30)
+        connection = http.client.HTTPConnection(self._upstream, timeout=120)
         try:
             connection.request(method, path, headers={n: v for n, v in headers.items() if n != "connection"})
             answer = connection.getresponse()

@@ -56,7 +56,7 @@ def test_a_daemon_that_cannot_start_says_so_in_an_event(tmp_path: Path) -> None:
     with daemon_process(tmp_path, "--kube", "off", environment=_JSON) as daemon:
         daemon.write_catalog({})
         daemon.launch()
-        assert daemon.end_within(60) == 1
+        assert daemon.end_within(120) == 1
         (event,) = read_events(daemon.log())
     assert event["level"] == "error" and event["code"] and event["remedy"]
 

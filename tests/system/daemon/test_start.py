@@ -204,6 +204,6 @@ def _run(command: list[str], environment: Mapping[str, str] | None = None) -> su
         env={**bare_environment(), **(environment or {})},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )

@@ -50,7 +50,7 @@ def test_a_root_of_another_user_is_refused(tmp_path: Path, theirs: str) -> None:
         env=bare_environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert result.returncode == 1, result.stderr
     assert str(root / theirs) in result.stderr

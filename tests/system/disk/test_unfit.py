@@ -25,7 +25,7 @@ def _refused(folder: Path) -> str:
         env=bare_environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert result.returncode == 1, result.stderr
     assert "Traceback" not in result.stderr

@@ -132,7 +132,7 @@ class Race:
             disturb()
         for name in ("record", "full", "daemon"):
             self._processes[name].send_signal(signal.SIGTERM)
-            assert self._processes[name].wait(30) == 0, (name, self.said(name))
+            assert self._processes[name].wait(120) == 0, (name, self.said(name))
 
     def end(self) -> None:
         for process in self._processes.values():

@@ -36,7 +36,7 @@ def command(daemon: DaemonProcess, *words: str) -> subprocess.CompletedProcess[s
         [sys.executable, "-m", "cached", *words, "--root", str(daemon.layout.root)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 
@@ -175,7 +175,7 @@ def _ask_with_deadline(daemon: DaemonProcess, deadline: object) -> tuple[int, di
     import json
     import socket
 
-    connection = http.client.HTTPConnection("localhost", timeout=30)
+    connection = http.client.HTTPConnection("localhost", timeout=120)
     with socket.socket(socket.AF_UNIX) as connected:
         connected.connect(os.fspath(daemon.layout.socket))
         connection.sock = connected

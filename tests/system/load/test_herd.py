@@ -83,7 +83,7 @@ def test_a_node_full_of_gates_opens_together(
 
 def _opened_at(gate: RunningGate) -> float:
 
-    with urllib.request.urlopen(f"{gate.address()}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"{gate.address()}/metrics", timeout=120) as answer:
         found = _OPENED.search(answer.read().decode())
     assert found is not None
     return float(found[1])

@@ -131,7 +131,7 @@ def test_too_few_threads_at_the_start_are_refused_with_a_sentence(
     """A daemon that cannot have the threads it needs ends with 1 and the remedy, without a traceback."""
     (confined / "threads").write_text(str(threads))
     daemon.launch()
-    code = daemon.end_within(60)
+    code = daemon.end_within(120)
     assert code == 1
     assert "podPidsLimit" in daemon.log()
     assert "Traceback" not in daemon.log()
@@ -186,7 +186,7 @@ def test_too_few_open_files_are_refused_with_a_sentence(tmp_path: Path) -> None:
     with Limited(tmp_path, (64, 64)) as daemon:
         daemon.write_catalog({})
         daemon.launch()
-        assert daemon.end_within(60) == 1
+        assert daemon.end_within(120) == 1
         assert "the limit of open files is 64, and 144 are needed" in daemon.log()
         assert "ulimit -n" in daemon.log()
         assert "Traceback" not in daemon.log()
@@ -202,7 +202,7 @@ def test_without_proc_the_start_is_refused_with_a_sentence(tmp_path: Path) -> No
         env=bare_environment(),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert done.returncode == 1

@@ -33,7 +33,7 @@ def daemon(tmp_path: Path, source: Path) -> Iterator[DaemonProcess]:
 
 def _verify(daemon: DaemonProcess, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cached.cli", "verify", "--root", str(daemon.layout.root), *options]
-    return subprocess.run(command, capture_output=True, text=True, env=bare_environment(), timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, env=bare_environment(), timeout=120)
 
 
 def test_a_record_out_of_date_is_renewed(daemon: DaemonProcess, gates: Gates) -> None:

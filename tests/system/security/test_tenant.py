@@ -64,7 +64,7 @@ BECOME_NOBODY = f"import json, os, socket, sys; os.setgroups([]); os.setgid({NOB
 
 def python(code: str, *arguments: object) -> str:
     command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60, cwd="/").stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120, cwd="/").stdout
 
 
 @needs_root
@@ -99,7 +99,7 @@ mount -o remount,ro,bind /mnt
 exec {sys.executable} -c "$1" /mnt
 """
     command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", ATTACK]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
     if (result.returncode and "unshare" in result.stderr + result.stdout) or "mount" in result.stderr:
         pytest.skip(f"cannot mount here: {result.stderr.strip()}")
     assert result.returncode == 0, result.stderr

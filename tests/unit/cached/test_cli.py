@@ -27,7 +27,7 @@ PERSONS_COMMANDS = ("pull", "ls", "status", "verify", "gc", "pin", "unpin", "exp
 
 def run(*arguments: str, code: str = "") -> subprocess.CompletedProcess[str]:
     program = ["-c", code] if code else ["-m", "cached"]
-    return subprocess.run([sys.executable, *program, *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run([sys.executable, *program, *arguments], capture_output=True, text=True, timeout=120)
 
 
 def imported_by(command: str) -> set[str]:

@@ -18,7 +18,7 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("completion") / "holdfast.bash"
     environment = {**os.environ, "HOLDFAST_TIMEOUT": "soon", "HOLDFAST_JSON": "perhaps"}
     command = [sys.executable, "-m", "cached", "completion", "bash"]
-    path.write_bytes(subprocess.run(command, env=environment, capture_output=True, check=True, timeout=60).stdout)
+    path.write_bytes(subprocess.run(command, env=environment, capture_output=True, check=True, timeout=120).stdout)
     return path
 
 
@@ -30,7 +30,7 @@ def complete(script: Path, *words: str) -> set[str]:
         "function=$(complete -p holdfast | sed 's/.*-F //; s/ .*//'); $function\n"
         "printf '%s\\n' \"${COMPREPLY[@]}\"\n"
     )
-    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True, timeout=120)
     return set(done.stdout.split())
 
 
@@ -47,6 +47,6 @@ def test_bash_completes_commands_and_their_options(script: Path) -> None:
 def test_zsh_has_one_too() -> None:
     """The script for zsh names itself as a completion of `holdfast`."""
     command = [sys.executable, "-m", "cached", "completion", "zsh"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.startswith("#compdef holdfast\n")
     assert "--refresh" in done.stdout

@@ -69,7 +69,7 @@ def streaming(server: ServerProcess, max_tokens: int) -> Iterator[socket.socket]
     address = urlsplit(server.url)
     assert address.hostname is not None
     body = json.dumps({"prompt": "x", "max_tokens": max_tokens, "stream": True, "seed": 2, "temperature": 1}).encode()
-    with socket.create_connection((address.hostname, address.port or 0), timeout=60) as connection:
+    with socket.create_connection((address.hostname, address.port or 0), timeout=120) as connection:
         connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
         assert connection.recv(1).startswith(b"H")
         yield connection
@@ -108,7 +108,7 @@ def test_sigterm_finishes_what_is_in_flight(published_llama: Published, tmp_path
             assert server.get("/healthz")[0] == 200
             assert server.get("/v1/models")[0] == 503
             assert rest(connection).rstrip(b"\r\n0").endswith(b"data: [DONE]")
-        assert server.process.wait(60) == 0
+        assert server.process.wait(120) == 0
 
 
 def test_a_server_that_stops_works_on_for_a_while(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_server_that_stops_works_on_for_a_while(tmp_path: Path) -> None:
     with running(tmp_path / "log", *arguments, python_path=path) as server:
         address = urlsplit(server.url)
         with contextlib.ExitStack() as stack:
-            kept, slow, new = (http.client.HTTPConnection(address.netloc, timeout=60) for _ in range(3))
+            kept, slow, new = (http.client.HTTPConnection(address.netloc, timeout=120) for _ in range(3))
             for connection in (kept, slow, new):
                 stack.callback(connection.close)
             slow.request("GET", "/slow")
@@ -136,7 +136,7 @@ def test_a_server_that_stops_works_on_for_a_while(tmp_path: Path) -> None:
             gate.touch()
             answer = slow.getresponse()
             assert (answer.status, answer.read(), answer.getheader("Connection")) == (200, b"done", "close")
-        assert server.process.wait(60) == 0
+        assert server.process.wait(120) == 0
         log = server.log.read_text()
         assert refused >= 1 and f"{refused:.0f} requests were refused while stopping" in log
         assert "GET /none 503" in log
@@ -155,7 +155,7 @@ def test_a_server_without_clients_stops_at_once(tmp_path: Path, signals: tuple[s
         for number in signals[1:]:
             eventually(lambda: server.get("/readyz")[0] == 503, "not ready")
             server.process.send_signal(number)
-        assert server.process.wait(60) == 0
+        assert server.process.wait(120) == 0
 
 
 def test_idle_connections_do_not_silence_the_probes(tmp_path: Path) -> None:
@@ -167,14 +167,14 @@ def test_idle_connections_do_not_silence_the_probes(tmp_path: Path) -> None:
     few = ("prlimit", "--nofile=200:300")
     with running(tmp_path / "log", *arguments, python_path=path, under=few) as server, contextlib.ExitStack() as stack:
         address = urlsplit(server.url)
-        slow = http.client.HTTPConnection(address.netloc, timeout=60)
+        slow = http.client.HTTPConnection(address.netloc, timeout=120)
         stack.callback(slow.close)
         slow.request("GET", "/slow")
         eventually(begun.exists, "the slow request is in the handler")
 
         def connect(number: int) -> None:
             for _ in range(number):
-                stack.enter_context(socket.create_connection((str(address.hostname), address.port or 0), timeout=60))
+                stack.enter_context(socket.create_connection((str(address.hostname), address.port or 0), timeout=120))
 
         connect(400)
         for _ in range(20):
@@ -199,7 +199,7 @@ def test_too_few_open_files_end_the_start(tmp_path: Path) -> None:
     command = ["prlimit", "--nofile=100:100", sys.executable, "-m", "server", "--model-path", str(tmp_path)]
     done = subprocess.run(
         [*command, "--termination-log", str(message)],
-        capture_output=True, text=True, env=environment(tmp_path), cwd=REPOSITORY, timeout=60, check=False,
+        capture_output=True, text=True, env=environment(tmp_path), cwd=REPOSITORY, timeout=120, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert "the limit of open files is 100, and 144 are needed" in done.stderr
@@ -222,7 +222,7 @@ def test_the_drain_timeout_cuts_off_what_is_left(tmp_path: Path) -> None:
     )
     with running(tmp_path / "log", *arguments, python_path=path) as server:
         address = urlsplit(server.url)
-        with socket.create_connection((str(address.hostname), address.port or 0), timeout=60) as connection:
+        with socket.create_connection((str(address.hostname), address.port or 0), timeout=120) as connection:
             connection.sendall(b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
             eventually(begun.exists, "the request is in the handler")
             assert server.stop() == 0

@@ -62,7 +62,7 @@ def test_a_server_writes_events(published_llama: Published, tmp_path: Path) -> N
         request = urllib.request.Request(
             f"{_url(process, log)}/v1/completions", body, {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=120) as answer:
             assert answer.status == 200
         process.terminate()
         assert process.wait(START_WITHIN_S) == 0
@@ -83,7 +83,7 @@ def test_user_code_writes_events(tmp_path: Path) -> None:
     try:
         url = _url(process, log)
         with contextlib.suppress(urllib.error.HTTPError):
-            urllib.request.urlopen(f"{url}/fail", timeout=60)
+            urllib.request.urlopen(f"{url}/fail", timeout=120)
         process.terminate()
         assert process.wait(START_WITHIN_S) == 0
     finally:

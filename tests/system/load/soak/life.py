@@ -170,7 +170,7 @@ class Life:
         for said in (b"", b"GET /v1/status HTTP/1.1\r\n"):
             if len(self._hanging) == self._hanging.maxlen:
                 self._hanging.popleft().close()
-            hanging = socket.create_connection((host, port), timeout=10)
+            hanging = socket.create_connection((host, port), timeout=100)
             hanging.sendall(said)
             self._hanging.append(hanging)
 

@@ -86,7 +86,7 @@ def test_one_version_is_one_archive(archive: Path, layout: Layout, tmp_path: Pat
     again = tmp_path / "again.tar"
     assert export.main([str(REF), str(again), "--root", str(layout.root)]) == 0
     command = [sys.executable, "-m", "cached.cli", "export", str(REF), "-", "--root", str(layout.root)]
-    done = subprocess.run(command, capture_output=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, timeout=120, check=True)
     assert archive.read_bytes() == again.read_bytes() == done.stdout
     assert str(manifest_of(FILES).digest) in done.stderr.decode()
 
@@ -263,6 +263,6 @@ def test_many_and_long_pax_headers_stay_out_of_memory(tmp_path: Path) -> None:
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "pax.tar"), "--to", str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     assert "lacks 'config.json'" in done.stderr
     assert int(done.stdout) < 20_000  # KiB

@@ -165,7 +165,7 @@ def test_ctrl_c_says_that_the_daemon_goes_on(layout: Layout, control: ControlSer
         assert waiting.stderr is not None
         assert "queued" in waiting.stderr.readline()
         waiting.send_signal(signal.SIGINT)
-        _, errors = waiting.communicate(timeout=30)
+        _, errors = waiting.communicate(timeout=120)
     assert waiting.returncode == 1
     assert "the daemon goes on" in errors
     assert "Traceback" not in errors

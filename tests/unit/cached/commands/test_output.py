@@ -100,7 +100,7 @@ def test_ctrl_c_is_no_traceback(layout: Layout, tmp_path: Path, command: str) ->
             else:
                 silent.accept()[0].detach()
             waiting.send_signal(signal.SIGINT)
-            _, errors = waiting.communicate(timeout=60)
+            _, errors = waiting.communicate(timeout=120)
     assert waiting.returncode in (0, 130)
     assert "Traceback" not in errors
 

@@ -222,7 +222,7 @@ def test_watch_ends_well_with_ctrl_c(layout: Layout) -> None:
         assert json.loads(watching.stdout.readline())["daemon"]["pid"] == 4242
         assert json.loads(watching.stdout.readline())["daemon"]["pid"] == 4242
         watching.send_signal(signal.SIGINT)
-        _, errors = watching.communicate(timeout=30)
+        _, errors = watching.communicate(timeout=120)
     assert (watching.returncode, errors) == (0, "")
 
 

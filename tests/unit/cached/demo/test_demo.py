@@ -69,7 +69,7 @@ def test_stopping_in_the_middle_leaves_nothing_behind(folder: Path) -> None:
                 break
         assert processes_naming(folder / "node") != []
         demo.send_signal(signal.SIGTERM)
-        said, _ = demo.communicate(timeout=60)
+        said, _ = demo.communicate(timeout=120)
     assert demo.returncode == 1, said
     assert "stopped before the end" in said
     assert not folder.exists()
@@ -87,7 +87,7 @@ def test_a_failing_process_shows_its_last_lines(folder: Path, tmp_path: Path) ->
         "from cached.demo.app import main\n"
         f"sys.exit(main(['--exit', '--root', {str(folder)!r}]))\n"
     )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "no bucket today" in done.stdout
     assert "s3 ended with exit code 7" in done.stderr

@@ -22,7 +22,7 @@ def test_every_size_arrives(tmp_path: Path, origin: HostileOrigin, connections: 
             origin.put(f"/{size}", data, etag='"v1"')
             downloads.append((data, engine.launch(spec_of(data, name=str(size)), http(origin.url(f"/{size}")))))
         for data, download in downloads:
-            verified = download.result.result(60)
+            verified = download.result.result(120)
             check_committed(engine.layout, data, verified)
             assert verified.fresh
         assert len(private_files(engine.layout)) == len(SIZES)

@@ -171,7 +171,7 @@ def test_a_dead_host_does_not_hold_up_another(tmp_path: Path, origin: HostileOri
         good = noise()[: 5 * MIB]
         origin.put("/good", good, etag='"v1"')
         fine = engine.launch(spec_of(good, name="good", origin="http://alive"), http(origin.url("/good")))
-        check_committed(engine.layout, good, fine.result.result(10))
+        check_committed(engine.layout, good, fine.result.result(100))
         assert not any(download.result.done() for download in waiting)
 
 

@@ -19,7 +19,7 @@ def _held_up(outcome: Callable[[], str]) -> Iterator[tuple[Callable[[], str], th
 
     def step() -> str:
         begun.set()
-        assert may_end.wait(30)
+        assert may_end.wait(120)
         return outcome()
 
     try:

@@ -161,7 +161,7 @@ def test_an_interrupted_publish_says_so(tmp_path: Path) -> None:
     while not (out / ".holdfast" / "publishing").exists() and time.monotonic() < deadline:
         time.sleep(0.002)
     process.terminate()
-    output, errors = process.communicate(timeout=60)
+    output, errors = process.communicate(timeout=120)
     assert (process.returncode, output) == (1, "")
     assert "interrupted" in errors
     assert not (out / "holdfast.json").exists()

@@ -103,13 +103,13 @@ async def pulled(uri: str, tmp_path: Path) -> Digest:
 
 
 def stored(registry: RunningRegistry, repository: str, tag: str) -> dict[str, Any]:
-    found = requests.get(f"http://{registry.host}/v2/{repository}/manifests/{tag}", headers=MANIFEST, timeout=30)
+    found = requests.get(f"http://{registry.host}/v2/{repository}/manifests/{tag}", headers=MANIFEST, timeout=120)
     found.raise_for_status()
     return dict(found.json())
 
 
 def blob(registry: RunningRegistry, repository: str, digest: str) -> bytes:
-    return requests.get(f"http://{registry.host}/v2/{repository}/blobs/{digest}", timeout=30).content
+    return requests.get(f"http://{registry.host}/v2/{repository}/blobs/{digest}", timeout=120).content
 
 
 def unpacked(registry: RunningRegistry, repository: str, manifest: dict[str, Any]) -> dict[str, bytes]:
@@ -410,7 +410,7 @@ async def test_several_platforms_are_an_index_of_the_same_layers(registry: Runni
     content = folder_of(tmp_path / "m", FILES)
     await publish_to(f"{uri}?platform=linux/amd64,linux/arm64", content)
     url = f"http://{registry.host}/v2/team/index/manifests/v1"
-    index = requests.get(url, headers={"Accept": OCI_INDEX}, timeout=30).json()
+    index = requests.get(url, headers={"Accept": OCI_INDEX}, timeout=120).json()
     images = [stored(registry, "team/index", each["digest"]) for each in index["manifests"]]
     assert [each["platform"]["architecture"] for each in index["manifests"]] == ["amd64", "arm64"]
     assert images[0]["layers"] == images[1]["layers"] and images[0]["config"] != images[1]["config"]
@@ -454,7 +454,7 @@ def containerd(folder: Path) -> Iterator[list[str]]:
         yield [client, "-a", str(folder / "c.sock")]
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
         mounts = [line.split()[1] for line in Path("/proc/mounts").read_text().splitlines()]
         for mount in reversed([each for each in mounts if each.startswith(f"{folder.parent}/")]):
             subprocess.run(["umount", mount], check=True)  # its own ones too: they outlive it
@@ -468,7 +468,7 @@ async def test_containerd_mounts_what_was_published(registry: RunningRegistry, t
         name, mounted = f"{registry.host}/team/mounted:v1", tmp_path / "mounted"
         mounted.mkdir()
         pull = [*ctr, "images", "pull", "--local", "--plain-http", "--snapshotter", "native", name]
-        subprocess.run(pull, check=True, capture_output=True, timeout=60)
+        subprocess.run(pull, check=True, capture_output=True, timeout=120)
         mount = [*ctr, "images", "mount", "--snapshotter", "native", name, str(mounted)]
-        subprocess.run(mount, check=True, capture_output=True, timeout=60)
+        subprocess.run(mount, check=True, capture_output=True, timeout=120)
         assert tree(mounted) == {**FILES, "holdfast.json": content.manifest.canonical()}

@@ -98,7 +98,7 @@ def test_a_killed_publisher_is_taken_over_from(tmp_path: Path, place: Place) -> 
     process = begin(folder, place, "--threads", "1")
     wait_for_mark(place)
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL
     if "holdfast.json" in place.files():
         pytest.skip("it was done before the kill")
@@ -113,7 +113,7 @@ def test_a_publisher_that_gave_up_is_followed_at_once(tmp_path: Path, place: Pla
     process = begin(folder, place, "--threads", "1")
     wait_for_mark(place)
     process.terminate()
-    process.communicate(timeout=60)
+    process.communicate(timeout=120)
     assert process.returncode in (0, 1)
     assert "looking" not in publish(folder, place.uri, env=place.env).stderr
 

@@ -59,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self._refused():
             return
         parts = urlsplit(self.path)
-        onward = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
+        onward = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=120)
         resource = parts.path + (f"?{parts.query}" if parts.query else "")
         kept = {name: value for name, value in self.headers.items() if not name.lower().startswith("proxy-")}
         with contextlib.closing(onward):
@@ -75,7 +75,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self._refused():
             return
         host, _, port = self.path.rpartition(":")
-        with socket.create_connection((host, int(port)), timeout=60) as onward:
+        with socket.create_connection((host, int(port)), timeout=120) as onward:
             self.send_response(200, "Connection established")
             self.end_headers()
             self._relay(onward)

@@ -240,7 +240,7 @@ def _cancelled_by_another_thread(cancellation: Cancellation, blocked: Callable[[
     thread.join(0.05)
     assert thread.is_alive()
     cancellation.cancel()
-    thread.join(30)
+    thread.join(120)
     assert not thread.is_alive()
     assert [type(error) for error in outcome] == [Cancelled]
 

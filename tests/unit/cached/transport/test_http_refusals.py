@@ -141,9 +141,9 @@ def test_a_status_without_a_body_ends_with_its_head(status: str, fields: bytes) 
 
 def answer_on_one_connection(listener: socket.socket, heads: list[bytes]) -> None:
     """Answer one request with each head, all on the first connection, and close it only then."""
-    listener.settimeout(10)
+    listener.settimeout(100)
     with listener.accept()[0] as connection:
-        connection.settimeout(10)
+        connection.settimeout(100)
         for head in heads:
             request = b""
             while not request.endswith(b"\r\n\r\n"):

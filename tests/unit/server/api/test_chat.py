@@ -164,7 +164,7 @@ def test_closing_a_stream_cancels_its_generation(client: openai.OpenAI, completi
 
 def test_models_say_that_they_chat(completions_server: ServerProcess) -> None:
     """`/v1/models` tells whether a model has a chat template, and how many sequences it works on at once."""
-    with urllib.request.urlopen(f"{completions_server.url}/v1/models", timeout=30) as answer:
+    with urllib.request.urlopen(f"{completions_server.url}/v1/models", timeout=120) as answer:
         [model] = json.loads(answer.read())["data"]
     assert model["chat"] is True
     assert model["batch"] == 32

@@ -67,7 +67,7 @@ def test_a_stream_is_the_same_text_in_pieces(client: openai.OpenAI) -> None:
 def test_a_stream_ends_with_done(completions_server: ServerProcess) -> None:
     """Server-sent events, each `data: …` and an empty line, end with `data: [DONE]`."""
     body = json.dumps({"prompt": PROMPT, "max_tokens": 3, "stream": True}).encode()
-    with urllib.request.urlopen(f"{completions_server.url}/v1/completions", data=body, timeout=30) as answer:
+    with urllib.request.urlopen(f"{completions_server.url}/v1/completions", data=body, timeout=120) as answer:
         assert answer.headers["Content-Type"].startswith("text/event-stream")
         events = answer.read().split(b"\n\n")
     assert events[-2:] == [b"data: [DONE]", b""]
@@ -140,7 +140,7 @@ def test_a_body_beyond_the_limit_is_refused(completions_server: ServerProcess) -
     """A body over --body-limit is a 413 in OpenAI's shape."""
     body = json.dumps({"prompt": "x" * 70_000}).encode()
     with pytest.raises(urllib.request.HTTPError) as caught:
-        urllib.request.urlopen(f"{completions_server.url}/v1/completions", data=body, timeout=30)
+        urllib.request.urlopen(f"{completions_server.url}/v1/completions", data=body, timeout=120)
     with caught.value as error:
         assert error.code == 413
         assert json.loads(error.read())["error"]["type"] == "invalid_request_error"
@@ -224,7 +224,7 @@ def test_the_access_log_has_the_request_and_none_of_its_text(completions_server:
     request = urllib.request.Request(
         f"{completions_server.url}/v1/completions?also=secret", data=body, headers={"X-Request-Id": "mine-1"}
     )
-    with urllib.request.urlopen(request, timeout=30) as answer:
+    with urllib.request.urlopen(request, timeout=120) as answer:
         assert answer.headers["X-Request-Id"] == "mine-1"
     deadline = time.monotonic() + 100  # the line comes after the answer
     while not (lines := _lines_of(completions_server, "mine-1")) and time.monotonic() < deadline:

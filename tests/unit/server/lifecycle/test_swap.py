@@ -37,7 +37,7 @@ def public(tmp_path: Path) -> PublicLayout:
 
 
 def client(server: ServerProcess) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=60)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0, timeout=120)
 
 
 def ask(asked: openai.OpenAI, model: str) -> str:
@@ -204,4 +204,4 @@ def test_a_server_starts_when_its_followed_version_arrives_and_stops_in_a_swap(
             server.process.terminate()
             chunks = [first, *stream]
         assert chunks[-1].choices[0].finish_reason in ("length", "stop")
-        assert server.process.wait(60) == 0
+        assert server.process.wait(120) == 0

@@ -80,7 +80,7 @@ class Terminal:
                 break
             self.raw += data.decode()
         os.close(self._master)
-        return self.process.wait(30)
+        return self.process.wait(120)
 
 
 @pytest.fixture
@@ -169,6 +169,6 @@ def test_without_a_terminal_or_rich_there_are_lines(
     terminal.wait_for(lambda text: "fetching 2.0 KiB of 8.0 KiB (25 %)" in text)
     assert terminal.end(signal.SIGINT) == 1
     command = [sys.executable, "-X", "importtime", "-m", "cached.cli", "pull", str(REF), "--root", str(fetching.root)]
-    done = subprocess.run([*command, "--timeout", "0.5"], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, "--timeout", "0.5"], capture_output=True, text=True, timeout=120)
     assert "fetching 2.0 KiB of 8.0 KiB (25 %)" in done.stderr
     assert "rich" not in done.stderr.replace("cached.commands", "")

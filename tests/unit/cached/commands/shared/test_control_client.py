@@ -122,7 +122,7 @@ def test_a_root_too_deep_for_a_socket_address_works(tmp_path: Path, monkeypatch:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(deep.socket.name)
         listening.listen()
-        listening.settimeout(10)
+        listening.settimeout(100)
         with pytest.raises(Transient, match="did not answer"):
             ControlClient(deep, timeout_s=0.05).status()
         connection, _ = listening.accept()

@@ -86,7 +86,7 @@ async def test_a_library_client_is_answered_over_one_connection() -> None:
     async with _serving() as (host, port):
 
         def talk() -> None:
-            client = http.client.HTTPConnection(host, port, timeout=30)
+            client = http.client.HTTPConnection(host, port, timeout=120)
             for method, body in (
                 ("GET", None),
                 ("POST", b"x" * 100_000),
@@ -307,7 +307,7 @@ async def test_a_client_that_goes_ends_its_stream(how: str) -> None:
             writer.transport.abort()
         else:
             writer.close()
-        await asyncio.wait_for(streams.ended.wait(), 30)
+        await asyncio.wait_for(streams.ended.wait(), 120)
         assert streams.open == 0
         writer.close()
 
@@ -338,7 +338,7 @@ async def test_a_slow_reader_is_asked_for_no_more_pieces() -> None:
             await asyncio.sleep(0.1)
         assert streams.asked < 40
         writer.transport.resume_reading()  # type: ignore[attr-defined]
-        await asyncio.wait_for(reader.readexactly(40 * 1024 * 1024), 30)
+        await asyncio.wait_for(reader.readexactly(40 * 1024 * 1024), 120)
         writer.close()
 
 

@@ -76,7 +76,7 @@ def test_a_piece_is_served_from_its_check_to_its_loss(tmp_path: Path) -> None:
         link.answers = True
         assignment = None
         while assignment is None:
-            assert woken.wait(20)
+            assert woken.wait(120)
             woken.clear()
             assignment = supply.choose((FIRST,))
         assert (assignment.segment, assignment.piece, assignment.is_told) == (FIRST, None, True)
@@ -123,7 +123,7 @@ def test_an_unfinished_version_ends_with_its_fetch(tmp_path: Path) -> None:
     with version_pool(tmp_path, link) as (pool, ended):
         eventually(lambda: link.announces)
         pool.leave()
-        assert ended.wait(20)
+        assert ended.wait(120)
         assert not pool.enter()
 
 

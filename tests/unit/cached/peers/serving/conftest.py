@@ -93,7 +93,7 @@ class Node:
         """Announce as a node of these keys would; `signed_body`: what is signed in place of what is sent."""
         path = f"/v1/announces/{port}"
         digest = digest_content(body if signed_body is None else signed_body)
-        with contextlib.closing(http.client.HTTPConnection(*self.address, timeout=20)) as connection:
+        with contextlib.closing(http.client.HTTPConnection(*self.address, timeout=120)) as connection:
             signed = keys.sign(SignedRequest("POST", path, "", digest), time.time())
             connection.request("POST", path, body, {"Authorization": signed, "Content-Digest": digest})
             with contextlib.closing(connection.getresponse()) as response:
@@ -104,7 +104,7 @@ class Node:
         self, path: str, wanted: str | None = None, keys: PoolKeys = KEYS, now: float | None = None
     ) -> Iterator[http.client.HTTPResponse]:
         """Ask the same; the body is read by the caller, or not at all."""
-        with contextlib.closing(http.client.HTTPConnection(*self.address, timeout=20)) as connection:
+        with contextlib.closing(http.client.HTTPConnection(*self.address, timeout=120)) as connection:
             signed = keys.sign(SignedRequest("GET", path, wanted or ""), time.time() if now is None else now)
             headers = {"Authorization": signed} | ({"Range": wanted} if wanted else {})
             connection.request("GET", path, headers=headers)

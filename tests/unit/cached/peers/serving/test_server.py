@@ -133,7 +133,7 @@ def test_a_signature_for_one_range_reads_no_other(start: Start) -> None:
 def test_a_strange_request_is_refused_and_closed(start: Start, data: bytes) -> None:
     """What is not exactly one of our requests gets 400 and the end of its connection; the next client is served."""
     node = start()
-    with socket.create_connection(node.address, timeout=20) as connection:
+    with socket.create_connection(node.address, timeout=120) as connection:
         connection.sendall(data)
         assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
     assert node.get(blob_path(node.add_blob(DATA)), "bytes=0-0").status == 206
@@ -249,7 +249,7 @@ def test_idle_connections_make_room(start: Start) -> None:
     """Past the limit of connections the longest idle one is closed: who holds some open locks nobody out."""
     node = start(ServerSettings(connections=3))
     path = blob_path(node.add_blob(DATA))
-    holding = [socket.create_connection(node.address, timeout=20) for _ in range(3)]
+    holding = [socket.create_connection(node.address, timeout=120) for _ in range(3)]
     try:
         assert node.get(path, "bytes=0-9").status == 206
         assert holding[0].recv(1) == b""
@@ -262,7 +262,7 @@ def test_a_slow_head_is_ended(start: Start) -> None:
     """A head that does not end in time, or an idle connection, is closed without an answer."""
     node = start(ServerSettings(idle_s=0.2, head_s=0.2))
     for begun in (b"", b"GET /v1"):
-        with socket.create_connection(node.address, timeout=20) as connection:
+        with socket.create_connection(node.address, timeout=120) as connection:
             connection.sendall(begun)
             assert connection.recv(10) == b""
 
@@ -346,7 +346,7 @@ def test_an_announce_is_the_pools(start: Start) -> None:
     body = encode_announce(WELL_FORMED)
     assert node.announce(body, keys=OTHER_POOL).status == 401
     assert node.announce(body, signed_body=body + b" ").status == 400
-    with socket.create_connection(node.address, timeout=20) as connection:
+    with socket.create_connection(node.address, timeout=120) as connection:
         connection.sendall(b"POST /v1/announces/1 HTTP/1.1\r\nContent-Length: 1000000\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 401 ")
 
@@ -354,7 +354,7 @@ def test_an_announce_is_the_pools(start: Start) -> None:
 @pytest.mark.parametrize("length", ["", "0", "-1", "1048577", "99999999999", "+5", "1e3"])
 def test_a_strange_length_is_refused(start: Start, length: str) -> None:
     """A POST without a length, or one beyond the bound, is 400."""
-    with socket.create_connection(start().address, timeout=20) as connection:
+    with socket.create_connection(start().address, timeout=120) as connection:
         connection.sendall(f"POST /v1/announces/1 HTTP/1.1\r\nContent-Length: {length}\r\n\r\n".encode())
         assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
 

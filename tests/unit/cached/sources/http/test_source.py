@@ -429,7 +429,7 @@ async def test_cancelling_a_resolve(client: HttpClient, origin: HostileOrigin) -
     resolving.cancel()
     with pytest.raises(asyncio.CancelledError):
         await resolving
-    await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), 30)
+    await asyncio.wait_for(asyncio.get_running_loop().shutdown_default_executor(), 120)
 
 
 def test_it_is_a_source(client: HttpClient) -> None:

@@ -303,7 +303,7 @@ asyncio.run(run())
     environment = {
         name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
     } | places
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "config.json" in json.loads(done.stdout)
     assert list(home.iterdir()) == []

@@ -92,7 +92,7 @@ async def target_of(uri: str, path: str) -> HttpTarget:
 def get(url: str, **headers: str) -> tuple[int, bytes]:
     """A plain GET, as the byte path sends it: no AWS library."""
     parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.netloc, timeout=30)
+    connection = http.client.HTTPConnection(parts.netloc, timeout=120)
     try:
         connection.request(
             "GET", f"{parts.path}?{parts.query}", headers={k.replace("_", "-"): v for k, v in headers.items()}
@@ -122,7 +122,7 @@ async def test_an_etag_is_no_checksum(moto: S3Server, monkeypatch: pytest.Monkey
 async def test_listings_are_read_to_their_last_page(moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """More keys than fit one page are all listed."""
     bucket = use(moto, monkeypatch)
-    connection = http.client.HTTPConnection(urlsplit(moto.url).netloc, timeout=30)
+    connection = http.client.HTTPConnection(urlsplit(moto.url).netloc, timeout=120)
     for number in range(1001):
         connection.request("PUT", f"/{bucket}/m/{number:04}", body=b"")
         connection.getresponse().read()
