@@ -103,10 +103,10 @@ def test_a_daemon_killed_before_it_mounts_is_asked_again(node: Node) -> None:
     """A daemon that is killed while a volume waits mounts it when the kubelet asks the next one."""
     node.daemon.write_catalog({"llama": model("http://127.0.0.1:9/x/")})
     with pytest.raises(Refused, match="UNAVAILABLE"):
-        node.kubelet.publish(POD, LLAMA, timeout_s=1)
+        node.kubelet.publish(POD, LLAMA, timeout_s=5)
     node.daemon.kill()
     with pytest.raises(Refused, match="UNAVAILABLE"):
-        node.kubelet.publish(POD, LLAMA, timeout_s=1)
+        node.kubelet.publish(POD, LLAMA, timeout_s=5)
     node.daemon.write_catalog({"llama": node.entry("llama")})
     node.daemon.start()
     node.kubelet.publish(POD, LLAMA)
@@ -311,7 +311,7 @@ def test_an_annotated_pod_with_a_volume_counts_once(cluster: Joined, kubelet: Ku
     cluster.catalog(b={"source": "http://127.0.0.1:9/x/"})
     uid = cluster.pod("both", "b")
     with pytest.raises(Refused, match="UNAVAILABLE"):
-        kubelet.publish(Pod(uid, "both"), {"model": "m", "version": "b"}, timeout_s=2)
+        kubelet.publish(Pod(uid, "both"), {"model": "m", "version": "b"}, timeout_s=5)
     assert cluster.daemon.metric("holdfast_pods_waiting") == 1
     cluster.catalog(b=cluster.entry("b"))
     kubelet.publish(Pod(uid, "both"), {"model": "m", "version": "b"})

@@ -147,13 +147,12 @@ def test_a_call_that_ends_too_soon_loses_nothing(node: Node) -> None:
     """A caller that waits for less than the version needs hears why before it gives up (UNAVAILABLE, so that it asks
     again); the version stays wanted, and a later call mounts it."""
     node.daemon.write_catalog({"llama": model(NOWHERE)})
-    refused = refusal(node.kubelet, LLAMA, timeout_s=2)
+    refused = refusal(node.kubelet, LLAMA, timeout_s=5)
     assert refused.code == "UNAVAILABLE"
     assert "llama@v1: " in refused.message
     assert node.daemon.metric("holdfast_pods_waiting") == 1
     assert node.daemon.metric("holdfast_csi_publishes_total", result="unavailable") == 1
-    node.daemon.wait(lambda: bool(node.daemon.error(LLAMA_REF)), "the origin's error")
-    assert node.daemon.error(LLAMA_REF)["message"] in refusal(node.kubelet, LLAMA, timeout_s=1).message
+    assert node.daemon.wait_error(LLAMA_REF)["message"] in refusal(node.kubelet, LLAMA, timeout_s=5).message
     node.daemon.write_catalog({"llama": node.entry("llama")})
     node.kubelet.publish(POD, LLAMA)
     assert node.kubelet.files(POD) == {**FILES, "name.txt": b"llama"}

@@ -116,7 +116,7 @@ def test_a_server_that_stops_works_on_for_a_while(tmp_path: Path) -> None:
     its connection closes; then new work is refused, which is logged, and what is in flight ends."""
     begun, gate = tmp_path / "begun", tmp_path / "gate"
     path = modules(tmp_path / "code", slow_app=SLOW_APP.format(begun=str(begun), gate=str(gate)))
-    arguments = ("--model-path", str(tmp_path), "--app", "slow_app:factory", "--device", "cpu", "--drain-linger", "3")
+    arguments = ("--model-path", str(tmp_path), "--app", "slow_app:factory", "--device", "cpu", "--drain-linger", "10")
     with running(tmp_path / "log", *arguments, python_path=path) as server:
         address = urlsplit(server.url)
         with contextlib.ExitStack() as stack:

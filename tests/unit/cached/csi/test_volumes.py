@@ -117,7 +117,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 async def test_a_volume_that_is_not_asked_for_again_is_given_up(tmp_path: Path) -> None:
     """A volume that waits wants its version between two calls, and no longer than the pace says after the last."""
-    case = Case(tmp_path, PodLife.UNKNOWN, VolumePace(recall_s=0.5, tick_s=0.01))
+    case = Case(tmp_path, PodLife.UNKNOWN, VolumePace(recall_s=2.0, tick_s=0.01))
     async with case.running():
         with pytest.raises(Transient) as pending:
             await case.volumes.publish(case.request(MISSING), 0.01)
@@ -162,7 +162,7 @@ async def test_a_volume_of_a_pod_that_ends_is_given_up(tmp_path: Path) -> None:
 
 async def test_a_pod_may_be_newer_than_the_watch(tmp_path: Path) -> None:
     """A pod that the watch does not know yet is no pod that ended, until the watch had the time to know it."""
-    case = Case(tmp_path, PodLife.ABSENT, VolumePace(new_pod_s=0.5, tick_s=0.01))
+    case = Case(tmp_path, PodLife.ABSENT, VolumePace(new_pod_s=2.0, tick_s=0.01))
     async with case.running():
         with pytest.raises(Transient) as pending:
             await case.volumes.publish(case.request(MISSING), 0.2)

@@ -193,7 +193,7 @@ def test_a_client_that_hangs_up_cancels_its_generation(completions_server: Serve
     eventually(lambda: completions_server.metric(gone) == gone_before + 1, "the request is over")
     eventually(lambda: completions_server.metric(running) == 0, "the model is free")
     assert completions_server.metric("holdfast_server_in_flight") == 0
-    assert completions_server.metric(tokens) < before + 3000
+    assert completions_server.metric(tokens) < before + 4000
 
 
 def test_a_bfloat16_model_is_batched(gpt2: Path) -> None:

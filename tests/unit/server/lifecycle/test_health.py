@@ -100,7 +100,7 @@ async def serving(**models: Wedging) -> AsyncIterator[Server]:
         url = await door.listen("127.0.0.1", 0)
         await door.serve(routes.application(catalog, limits()), cancel_when_gone=True)
         readiness.enter(Ready())
-        watching = group.create_task(HealthMonitor(catalog, readiness, 0.05, 1.0).watch())
+        watching = group.create_task(HealthMonitor(catalog, readiness, 0.05, 3.0).watch())
         try:
             yield Server(url, session)
         finally:
@@ -122,7 +122,7 @@ async def test_a_model_that_stands_still_is_not_ready_until_it_goes_on() -> None
         assert (await server.readiness())[0] == 200
         wedging.may_go_on.clear()
         reason = await server.becomes(503)
-        assert reason == "wedging: no answer to a dummy inference in 1 s\n"
+        assert reason == "wedging: no answer to a dummy inference in 3 s\n"
         assert await server.metric('holdfast_server_model_healthy{model="wedging"} 0.0')
         assert await server.metric('holdfast_server_model_healthy{model="fine"} 1.0')
         assert await server.metric("holdfast_server_ready 0.0")

@@ -210,7 +210,7 @@ def test_a_manifest_is_sent_only_if_it_is_its_digest(start: Start) -> None:
 def test_uploads_are_bounded_and_the_next_one_waits(start: Start) -> None:
     """Beyond the uploads at once a request waits; when its turn does not come, or the queue is full, it is 503 with
     the node's load."""
-    node = start(ServerSettings(uploads=1, queue=1, wait_s=0.3))
+    node = start(ServerSettings(uploads=1, queue=1, wait_s=0.3, stall_s=100.0))
     big = os.urandom(PIECE_BYTES)
     path = blob_path(node.add_blob(big))
     # More than the sockets hold: it is served until it is read.
