@@ -32,7 +32,7 @@ _NEEDED = (
 )
 _REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 _WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/holdfast-injector"
-_INJECTOR = "holdfast-injector"
+_INJECTOR, _PORT = "holdfast-injector", 443
 _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _SOON_DAYS = 14
 
@@ -145,7 +145,7 @@ async def _check_injector(namespace: str, timeout_s: float) -> Finding:
         )
         return skipped(area, f"{host} is not found by its name: {error.strerror}", remedy)
     except (OSError, TimeoutError) as error:
-        text = f"{host}:443 does not answer from here: {error or 'no answer in time'}"
+        text = f"{host}:{_PORT} does not answer from here: {error or 'no answer in time'}"
         remedy = f"a network policy may forbid it; `kubectl -n {namespace} get pods` shows the injector"
         return skipped(area, text, remedy)
     if ends is None:
@@ -161,7 +161,7 @@ async def _check_injector(namespace: str, timeout_s: float) -> Finding:
 def _read_expiry(host: str, timeout_s: float) -> datetime | None:
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # nothing is sent; the API server verifies it
-    plain = socket.create_connection((host, 443), timeout_s)
+    plain = socket.create_connection((host, _PORT), timeout_s)
     with plain, context.wrap_socket(plain, server_hostname=host) as tls:
         data = tls.getpeercert(binary_form=True)
     try:

@@ -31,6 +31,7 @@ from cached.doctor.sources import check_sources, read_catalog
 _TIMEOUT_S = "15"
 _STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "red", Verdict.SKIPPED: "dim"}
 _VERDICT_WIDTH, _AREA_WIDTH = 9, 13
+_NARROW, _LEAST = 72, 20  # columns of a terminal
 
 
 def main(argv: Sequence[str]) -> int:
@@ -107,19 +108,28 @@ async def _make(area: str, check: Callable[[], Iterable[Finding]], timeout_s: fl
 
 def _describe(finding: Finding) -> str:
     verdict = paint(f"{finding.verdict:<{_VERDICT_WIDTH}}", _STYLES[finding.verdict])
+    width = _find_width()
+    remedy = f"what to do: {finding.remedy}"
+    if width is not None and width < _NARROW:  # the message below its area, not beside it
+        text = f"{verdict}{finding.area}\n{_wrap(finding.message, '  ', width)}\n"
+        return text + (f"{_wrap(remedy, '  ', width)}\n" if finding.remedy else "")
     indent = " " * (_VERDICT_WIDTH + _AREA_WIDTH)
-    lines = _wrap(finding.message, indent)
+    lines = _wrap(finding.message, indent, width)
     text = f"{verdict}{finding.area:<{_AREA_WIDTH}}{lines[len(indent) :]}\n"
-    if finding.remedy:
-        text += f"{_wrap(f'what to do: {finding.remedy}', indent)}\n"
-    return text
+    return text + (f"{_wrap(remedy, indent, width)}\n" if finding.remedy else "")
 
 
-def _wrap(text: str, indent: str) -> str:
-    if not sys.stdout.isatty():
+def _find_width() -> int | None:
+    """Return the columns that a line may fill, None where the output is no terminal."""
+    return min(140, shutil.get_terminal_size().columns) if sys.stdout.isatty() else None
+
+
+def _wrap(text: str, indent: str, width: int | None) -> str:
+    """Return `text` in lines of this width, each indented; in one line for None. Words, as URIs, stay whole."""
+    if width is None:
         return indent + text
-    width = max(60, min(140, shutil.get_terminal_size().columns))
-    lines = textwrap.wrap(text, width - len(indent), break_long_words=False, break_on_hyphens=False)
+    room = max(_LEAST, width) - len(indent)
+    lines = textwrap.wrap(text, room, break_long_words=False, break_on_hyphens=False)
     return "\n".join(indent + line for line in lines)
 
 
@@ -127,4 +137,4 @@ def _summary(findings: Sequence[Finding]) -> str:
     counts = Counter(finding.verdict for finding in findings)
     order = (Verdict.FAILED, Verdict.WARNING, Verdict.OK, Verdict.SKIPPED)
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in order if counts[verdict])
-    return f"\n{said}\n"
+    return f"\n{_wrap(said, '', _find_width())}\n"

@@ -1,12 +1,13 @@
 """The catalog, and each of its sources: is it reached, and do the credentials suffice.
 
-Law: one listing of one version an origin, with the credentials of this process's environment; no file's bytes.
+Law: one listing of one version an origin, of a few where the first is not published there, with the credentials of this
+process's environment; no file's bytes.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ from urllib.parse import urlsplit
 from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
 from cached.core.catalog import EMPTY_CATALOG, Catalog, CatalogVersion, parse_catalog
-from cached.doctor.findings import Finding, failed, of_error, ok, skipped, warning
+from cached.doctor.findings import Finding, Verdict, failed, of_error, ok, skipped, warning
 from cached.sources.base import Source
 from cached.sources.registry import open_source
 from cached.transport.client import HttpClient
@@ -24,6 +25,9 @@ _AT_ONCE = 8
 _SHOWN = 5
 _MOST_ORIGINS = 64
 _BY_HOST = frozenset({"http", "s3", "gs"})
+_MOST_TRIES = 3  # versions of one origin, while those before are not there
+# The origin answered, and took the credentials: only this version is not there, or not released.
+_UNPUBLISHED = frozenset({"not_found", "not_ready", "not_approved"})
 
 
 def read_catalog(path: Path | None) -> tuple[Catalog, list[Finding]]:
@@ -55,28 +59,25 @@ async def check_sources(catalog: Catalog, timeout_s: float) -> AsyncIterator[Fin
     """Yield what is found about each origin, in the catalog's order."""
     with closing(HttpClient(HttpSettings(header_timeout_s=timeout_s, stall_window_s=timeout_s))) as client:
         turns = asyncio.Semaphore(_AT_ONCE)
-        opened, problems = await _choose(catalog, client)
+        origins, problems = await _choose(catalog, client)
         for problem in problems:
             yield problem
-        tasks = [asyncio.ensure_future(_check(turns, *each, timeout_s)) for each in opened[:_MOST_ORIGINS]]
+        tasks = [
+            asyncio.ensure_future(_check_origin(turns, entries, client, timeout_s))
+            for entries in origins[:_MOST_ORIGINS]
+        ]
         for task in tasks:
             yield await task
-        for _, source, _ in opened[_MOST_ORIGINS:]:
-            await source.aclose()
-        if len(opened) > _MOST_ORIGINS:
-            left = f"{len(opened) - _MOST_ORIGINS} more places are not looked at"
+        if len(origins) > _MOST_ORIGINS:
+            left = f"{len(origins) - _MOST_ORIGINS} more places are not looked at"
             yield skipped("source", left, "`holdfast inspect URI` looks at one")
-        if not opened and not problems and catalog is not EMPTY_CATALOG:
+        if not origins and not problems and catalog is not EMPTY_CATALOG:
             yield skipped("source", "the catalog lists no version: templates name none to look at")
 
 
-async def _choose(
-    catalog: Catalog, client: HttpClient
-) -> tuple[list[tuple[CatalogVersion, Source, int]], list[Finding]]:
-    """Return for each origin one version, its source, and how many versions the origin has; and the sources that cannot
-    be opened."""
-    chosen: dict[str, tuple[CatalogVersion, Source]] = {}
-    counts: dict[str, int] = {}
+async def _choose(catalog: Catalog, client: HttpClient) -> tuple[list[list[CatalogVersion]], list[Finding]]:
+    """Return the versions of each origin, and the sources that cannot be opened."""
+    origins: dict[str, list[CatalogVersion]] = {}
     problems: list[Finding] = []
     for entry in _list_versions(catalog):
         try:
@@ -84,13 +85,9 @@ async def _choose(
         except HoldfastError as error:
             problems.append(failed("source", f"{entry.ref}: {error.message}", error.remedy))
             continue
-        origin = _origin_of(source)
-        counts[origin] = counts.get(origin, 0) + 1
-        if origin in chosen:
-            await source.aclose()
-        else:
-            chosen[origin] = entry, source
-    return [(*each, counts[origin]) for origin, each in chosen.items()], problems
+        origins.setdefault(_origin_of(source), []).append(entry)
+        await source.aclose()
+    return list(origins.values()), problems
 
 
 def _list_versions(catalog: Catalog) -> Iterator[CatalogVersion]:
@@ -115,17 +112,32 @@ def _origin_of(source: Source) -> str:
     return f"{head}/{last.partition(':')[0]}" if source.kind == "oci" else repository
 
 
-async def _check(
-    turns: asyncio.Semaphore, entry: CatalogVersion, source: Source, versions: int, timeout_s: float
+async def _check_origin(
+    turns: asyncio.Semaphore, entries: Sequence[CatalogVersion], client: HttpClient, timeout_s: float
 ) -> Finding:
+    """Return what is found about an origin by the first of its versions that is published there."""
+    absent: list[Finding] = []
+    async with turns:
+        for entry in entries[:_MOST_TRIES]:
+            found = await _check(entry, open_source(entry.source, client), len(entries), timeout_s)
+            if found.verdict is not Verdict.WARNING:
+                return found
+            absent.append(found)
+    return absent[0]
+
+
+async def _check(entry: CatalogVersion, source: Source, versions: int, timeout_s: float) -> Finding:
     of_all = f", one of {versions} versions there" if versions > 1 else ""
     where = f"{source.display} ({entry.ref}{of_all})"
     try:
-        async with turns, asyncio.timeout(timeout_s):
+        async with asyncio.timeout(timeout_s):
             listing = await source.resolve()
     except TimeoutError:
         return failed("source", f"{where}: not listed within {timeout_s:g} s", "look at its server and the network")
     except HoldfastError as error:
+        if error.code in _UNPUBLISHED:
+            text = f"{where}: its origin answers, but has not got it: {_without(error.message, source.display)}"
+            return warning("source", text, error.remedy)
         return failed("source", f"{where}: {_without(error.message, source.display)}", error.remedy)
     except Exception as error:  # noqa: BLE001 - a bug in one source must not hide the others' findings
         return failed("source", f"{where}: {error!r}", "report this")

@@ -40,7 +40,7 @@ def wrap(text: str, indent: str = "") -> str:
     """Return `text` in lines that fit the terminal; elsewhere in one line. Words, as URIs, stay whole."""
     if not sys.stdout.isatty():
         return indent + text
-    width = max(40, min(100, shutil.get_terminal_size().columns))
+    width = max(20, min(100, shutil.get_terminal_size().columns))
     return textwrap.fill(
         text, width, initial_indent=indent, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
     )

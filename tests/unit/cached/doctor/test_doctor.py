@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import socket
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +18,14 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import State, StatusError
-from cached.doctor import cluster, command
+from cached.doctor import cluster, command, gpu
 from cached.store import recovery
+from tests.support.certificates import make_certificates
 from tests.support.control import ControlServer, model_status, serve_control, write_heartbeat
 from tests.support.daemon import publish_files
 from tests.support.fake_api import FakeApi
 from tests.support.origin import HostileOrigin
+from tests.support.origin_faults import Status
 from tests.unit.cached.commands.conftest import publish
 
 
@@ -137,6 +141,204 @@ def test_each_origin_is_listed_once_and_no_file_is_fetched(
     assert "sesame" not in json.dumps(found)
 
 
+def test_a_version_that_is_not_published_is_no_fault_of_its_origin(
+    layout: Layout, control: ControlServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where an origin answers and has not got the first version of the catalog, another one tells that it is in order;
+    where it has none of them that is a warning, and an origin that does not answer or refuses fails."""
+    assert control.answers
+    with HostileOrigin(host="127.0.0.1") as origin, HostileOrigin(host="localhost") as closed:
+        manifest = publish_files(tmp_path / "there", {"w.bin": b"w" * 100}).canonical()
+        origin.put("/m/2/holdfast.json", manifest)
+        closed.always("/n/1/holdfast.json", Status(401))
+        closed.always("/n/1/", Status(401))
+        catalog = tmp_path / "catalog.yaml"
+
+        def sources(*versions: str) -> list[tuple[str, str]]:
+            listed = {version: {"source": origin.url(f"/m/{version}/")} for version in versions}
+            models = {"m": {"versions": listed}, "n": {"versions": {"1": {"source": closed.url("/n/1/")}}}}
+            catalog.write_text(json.dumps({"models": models}))
+            code, found = examine(layout, capsys, "--kube", "off", "--catalog", str(catalog))
+            assert code == 1  # the other origin's refusal
+            return of(found, "source")
+
+        first, second = sources("1", "2")
+        assert first == (
+            "ok",
+            f"{origin.url('/m/2/')} (m@2, one of 2 versions there): 1 files, published with a manifest",
+        )
+        assert second[0] == "failed"
+        first, _ = sources("1", "3")
+        assert first[0] == "warning"
+        assert first[1].startswith(
+            f"{origin.url('/m/1/')} (m@1, one of 2 versions there): its origin answers, but has not"
+        )
+
+
+@pytest.mark.parametrize("columns", [30, 40, 71])
+def test_lines_fit_a_narrow_terminal(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], columns: int
+) -> None:
+    """On a narrow terminal no line is longer than it, but for words that are: a path must stay whole."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    command.main(["--root", str(layout.root), "--kube", "off"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 5
+    assert not [line for line in lines if len(line) > columns and len(line.split()) > 1]
+
+
+# --- GPUs ----------------------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """A tree as /sys and /proc have it on a machine with GPUs."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.devices = folder / "devices"
+        self.devices.mkdir()
+        self._drivers = folder / "drivers"
+        self._nvidia, self._amd = folder / "nvidia-version", folder / "amdgpu-version"
+        monkeypatch.setattr(gpu, "_PCI", self.devices)
+        monkeypatch.setattr(gpu, "_NVIDIA_VERSION", self._nvidia)
+        monkeypatch.setattr(gpu, "_AMD_VERSION", self._amd)
+
+    def add(self, vendor: str, kind: str, driver: str | None) -> None:
+        """Add a device on the PCI bus, bound to a driver or to none."""
+        device = self.devices / f"0000:{len(list(self.devices.iterdir())):02x}:00.0"
+        device.mkdir()
+        (device / "vendor").write_text(f"{vendor}\n")
+        (device / "class").write_text(f"{kind}\n")
+        if driver is not None:
+            (self._drivers / driver).mkdir(parents=True, exist_ok=True)
+            (device / "driver").symlink_to(self._drivers / driver)
+
+    def load(self, nvidia: str = "", amd: str = "") -> None:
+        """Write what the kernel modules say of themselves."""
+        if nvidia:
+            self._nvidia.write_text(
+                f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {nvidia}  Tue Mar  1\nGCC version:\n"
+            )
+        if amd:
+            self._amd.write_text(f"{amd}\n")
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, monkeypatch)
+
+
+NVIDIA, AMD, INTEL = "0x10de", "0x1002", "0x8086"
+DISPLAY, ACCELERATOR, NETWORK = "0x030200", "0x120000", "0x020000"
+
+
+def test_gpus_and_their_driver_are_told(machine: Machine) -> None:
+    """GPUs are told by vendor with the version of their driver; other devices, and a vendor's other functions, are
+    none."""
+    for _ in range(8):
+        machine.add(NVIDIA, DISPLAY, "nvidia")
+    machine.add(NVIDIA, NETWORK, "mlx5_core")
+    machine.add(INTEL, DISPLAY, "i915")
+    machine.add(AMD, ACCELERATOR, "amdgpu")
+    machine.load(nvidia="550.54.15", amd="6.7.0")
+    found = [(each.verdict, each.message) for each in gpu.check_gpus()]
+    assert found[:2] == [("ok", "1 AMD GPU, driver 6.7.0"), ("ok", "8 NVIDIA GPUs, driver 550.54.15")]
+    assert len(found) == 3  # the library
+
+
+@pytest.mark.parametrize(
+    ("drivers", "verdict", "says"),
+    [
+        (["nvidia", None], "failed", "2 NVIDIA GPUs, 1 without its driver (found none)"),
+        (["nouveau", "nouveau"], "failed", "2 without its driver (found nouveau)"),
+        (["vfio-pci", "nvidia"], "warning", "2 NVIDIA GPUs, 1 bound to vfio-pci"),
+        (["nvidia"], "ok", "1 NVIDIA GPU, driver of unknown version"),
+    ],
+)
+def test_a_gpu_without_its_driver_is_told(machine: Machine, drivers: list[str | None], verdict: str, says: str) -> None:
+    """A GPU without the vendor's driver fails; one that is given to virtual machines is a warning."""
+    for driver in drivers:
+        machine.add(NVIDIA, DISPLAY, driver)
+    first = next(iter(gpu.check_gpus()))
+    assert first.verdict == verdict
+    assert says in first.message
+
+
+def test_a_machine_without_gpus_is_no_fault(machine: Machine) -> None:
+    """Without a GPU, and without a PCI bus, the check is skipped."""
+    assert [each.verdict for each in gpu.check_gpus()] == ["skipped"]
+    machine.devices.rmdir()
+    assert [each.verdict for each in gpu.check_gpus()] == ["skipped"]
+
+
+_NVML = """
+int nvmlInit_v2(void) { return INIT; }
+int nvmlDeviceGetCount_v2(unsigned *count) { *count = 8; return 0; }
+int nvmlShutdown(void) { return 0; }
+const char *nvmlErrorString(int code) { return code == 18 ? "Driver/library version mismatch" : "other"; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict", "says"),
+    [(0, "ok", "the driver answers: 8 usable here"), (18, "failed", "Driver/library version mismatch")],
+)
+def test_the_drivers_library_is_asked(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, verdict: str, says: str
+) -> None:
+    """Where the driver's library is, it says how many GPUs this process may use, or why the driver does not answer: as
+    after an upgrade without a restart."""
+    machine.add(NVIDIA, DISPLAY, "nvidia")
+    made = tmp_path / "libnvidia-ml.so.1"
+    compiled = ["cc", "-shared", "-fPIC", "-x", "c", f"-DINIT={code}", "-o", str(made), "-"]
+    subprocess.run(compiled, input=_NVML, text=True, check=True)
+    load = ctypes.CDLL
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: load(str(made) if name == made.name else name))
+    last = list(gpu.check_gpus())[-1]
+    assert (last.verdict, says in last.message) == (verdict, True)
+
+
+# --- the cluster ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("days", "verdict", "says"),
+    [(90, "ok", "lasts 90 days"), (5, "warning", "ends in 5 days"), (-1, "failed", "has expired")],
+)
+async def test_the_injectors_certificate_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, days: int, verdict: str, says: str
+) -> None:
+    """The end of the certificate that the injector's service shows is told: soon, or past. Nothing is sent to it."""
+    certificates = make_certificates(tmp_path, host="holdfast-injector.serving.svc", days=days)
+    find = socket.getaddrinfo
+
+    def resolve(host: str, *rest: Any, **more: Any) -> Any:
+        return find("127.0.0.1" if host == "holdfast-injector.serving.svc" else host, *rest, **more)
+
+    with HostileOrigin(tls=certificates.server_context()) as injector:
+        monkeypatch.setattr(socket, "getaddrinfo", resolve)
+        monkeypatch.setattr(cluster, "_PORT", injector.port)
+        found = await cluster._check_injector("serving", 20.0)
+        assert not injector.requests
+    assert (found.area, found.verdict) == ("webhook", verdict)
+    assert says in found.message
+
+
+async def test_an_injector_that_does_not_answer_is_not_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that refuses the connection, as behind a network policy, is skipped with what to look at."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    monkeypatch.setattr(cluster, "_PORT", port)
+    monkeypatch.setattr(socket, "create_connection", lambda *_: _refuse(port))
+    found = await cluster._check_injector("serving", 20.0)
+    assert found.verdict == "skipped"
+    assert "network policy" in found.remedy
+
+
+def _refuse(port: int) -> NoReturn:
+    raise ConnectionRefusedError(111, f"Connection refused by {port}")
+
+
 def test_the_cluster_says_what_the_daemon_may_and_what_the_node_is_labelled(
     layout: Layout,
     control: ControlServer,
@@ -218,5 +420,5 @@ def test_many_places_are_not_all_looked_at(
     catalog.write_text(json.dumps({"models": entries}))
     found = of(examine(layout, capsys, "--kube", "off", "--catalog", str(catalog))[1], "source")
     assert found[0] == ("ok", f"file://{tmp_path}/m/1 (m@1): 1 files, published with a manifest")
-    assert [verdict for verdict, _ in found] == ["ok", *["failed"] * 63, "skipped"]
+    assert [verdict for verdict, _ in found] == ["ok", *["warning"] * 63, "skipped"]
     assert found[-1][1] == "7 more places are not looked at"
