@@ -32,10 +32,13 @@ from cached.commands.shared.tree import (
     list_model_statuses,
     read_last_use,
 )
+from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
+from cached.contract.held_bytes import HeldBytes, split_held
 from cached.contract.layout import Layout, PublicLayout
 from cached.contract.program.options import EXIT_DONE
 from cached.contract.program.units import format_duration, format_size
+from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State, parse_timestamp, timestamp
 
 _ANSWER_S = 2.0
@@ -75,13 +78,11 @@ def _list_versions(public: PublicLayout, told: dict[tuple[str, str], dict[str, A
     statuses = {(status.model, status.version): status for status in list_model_statuses(public)}
     versions: list[dict[str, Any]] = []
     held_versions = list_held_versions(public)
-    links = Counter(sha256 for held in held_versions for sha256 in held.blobs)
+    bytes_of = _split(held_versions)
     leased = None if told else list_leased(public)
     for held in held_versions:
         key = (held.ref.name, held.ref.version)
         status = statuses.pop(key, None)
-        alone = sum(size for sha256, size in held.blobs.items() if links[sha256] == 1)
-        stored = sum(held.blobs.values())
         versions.append(
             {
                 "model": held.ref.name,
@@ -94,8 +95,8 @@ def _list_versions(public: PublicLayout, told: dict[tuple[str, str], dict[str, A
                 "path": str(held.path),
                 "stale": None if status is None or status.stale is None else asdict(status.stale),
                 "trust": _held_trust(held, status),
-                "exclusive_bytes": alone,
-                "shared_bytes": stored - alone,
+                "exclusive_bytes": bytes_of[held.ref].exclusive,
+                "shared_bytes": bytes_of[held.ref].shared,
                 "since": _find_since(held),
                 **_find_use(public, held, told.get(key), leased),
             }
@@ -122,6 +123,16 @@ def _list_versions(public: PublicLayout, told: dict[tuple[str, str], dict[str, A
         for status in statuses.values()
     ]
     return versions
+
+
+def _split(versions: Sequence[HeldVersion]) -> dict[ModelRef, HeldBytes]:
+    """Return the bytes of each version that no other one shares, and the others."""
+    blobs = {held.digest: held.blobs for held in versions}
+    names: dict[Digest, list[ModelRef]] = {digest: [] for digest in blobs}
+    for held in versions:
+        names[held.digest].append(held.ref)
+    links = Counter(sha256 for each in blobs.values() for sha256 in each)
+    return split_held(names, blobs, links)
 
 
 def _find_since(held: HeldVersion) -> str | None:

@@ -72,34 +72,6 @@ def list_freed(victims: Iterable[Occupant], occupants: Collection[Occupant]) -> 
     return freed
 
 
-@dataclass(frozen=True, slots=True)
-class HeldBytes:
-    """Bytes on disk: `exclusive`, which go with their holder, and `shared` with others."""
-
-    exclusive: int
-    shared: int
-
-
-def split_held(
-    names: Mapping[Digest, Collection[ModelRef]], blobs: Mapping[Digest, Mapping[str, int]], links: Mapping[str, int]
-) -> dict[ModelRef, HeldBytes]:
-    """Return the bytes of each version. `names`: the versions of each digest; `blobs`: bytes by sha256; `links`: the
-    number of digests with each blob."""
-    split: dict[ModelRef, HeldBytes] = {}
-    for digest, refs in names.items():
-        held = split_blobs(blobs[digest], links)
-        if len(refs) > 1:  # its last name frees them
-            held = HeldBytes(0, held.exclusive + held.shared)
-        split |= dict.fromkeys(refs, held)
-    return split
-
-
-def split_blobs(blobs: Mapping[str, int], links: Mapping[str, int]) -> HeldBytes:
-    """Return the bytes of one digest. `blobs`: bytes by sha256; `links`: the number of digests with each blob."""
-    exclusive = sum(size for sha, size in blobs.items() if links.get(sha, 0) <= 1)
-    return HeldBytes(exclusive, sum(blobs.values()) - exclusive)
-
-
 def by_age(entries: Iterable[InventoryEntry]) -> list[InventoryEntry]:
     """Sort the least recently used first."""
     return sorted(entries, key=lambda entry: (entry.last_used, entry.ref))

@@ -23,13 +23,13 @@ from prometheus_client import (
     generate_latest,
 )
 
+from cached.contract.held_bytes import HeldBytes, split_held
 from cached.contract.metrics import daemon as table
 from cached.contract.metrics.metric import Metric
 from cached.contract.reference import ModelRef
 from cached.contract.release import VERSION
 from cached.contract.status import ModelStatus, State
 from cached.core.demand import count_waiting, count_waiting_by_version
-from cached.core.eviction import HeldBytes, split_held
 from cached.core.space import SpaceUse
 from cached.daemon.catalog.catalog_file import CatalogInForce
 from cached.fetch.workers import Workers

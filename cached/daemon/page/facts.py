@@ -15,10 +15,10 @@ from typing import Protocol
 from prometheus_client import CollectorRegistry
 
 from cached.contract.errors import HoldfastError
+from cached.contract.held_bytes import HeldBytes
 from cached.contract.reference import ModelRef
 from cached.contract.status import DaemonStatus, ModelStatus, timestamp
 from cached.core.demand import PodWant
-from cached.core.eviction import HeldBytes
 from cached.core.space import Ledger, SpaceUse
 from cached.daemon.catalog.catalog_file import CatalogFile
 from cached.daemon.page.sizes import SnapshotSizes

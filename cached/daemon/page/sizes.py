@@ -9,7 +9,7 @@ import asyncio
 import time
 
 from cached.contract.digest import Digest
-from cached.core.eviction import HeldBytes, split_blobs
+from cached.contract.held_bytes import HeldBytes, split_blobs
 from cached.node.inventory import Inventory
 
 _BLOBS_A_STEP = 2000  # some 2 ms

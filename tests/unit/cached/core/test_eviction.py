@@ -15,14 +15,12 @@ from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
 from cached.core.eviction import (
     Choice,
-    HeldBytes,
     InventoryEntry,
     by_age,
     choose_victims,
     count_excess,
     count_shortfall,
     list_freed,
-    split_held,
 )
 from cached.core.space import SpaceUse
 
@@ -202,18 +200,3 @@ def _reclaimable(victims: Collection[InventoryEntry], held: Collection[Inventory
     gone = {victim.ref for victim in victims}
     kept = {sha for entry in held if entry.ref not in gone for sha in entry.blobs}
     return sum({sha: size for victim in victims for sha, size in victim.blobs.items() if sha not in kept}.values())
-
-
-def test_bytes_are_of_one_version_or_shared() -> None:
-    """What only one version has is what its eviction frees; a digest with two names is shared by both, and a file that
-    a version has twice is on the disk once."""
-    one, two, both = (Digest.of(text) for text in (b"1", b"2", b"3"))
-    a, b, c, d = (ModelRef("m", version) for version in "abcd")
-    blobs = {one: {"own": 5, "common": 3}, two: {"common": 3}, both: {"twin": 7}}
-    links = {"own": 1, "common": 2, "twin": 1}
-    assert split_held({one: [a], two: [b], both: [c, d]}, blobs, links) == {
-        a: HeldBytes(5, 3),
-        b: HeldBytes(0, 3),
-        c: HeldBytes(0, 7),
-        d: HeldBytes(0, 7),
-    }

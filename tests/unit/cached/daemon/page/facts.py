@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from cached.contract.held_bytes import HeldBytes
 from cached.contract.loadable.findings import Finding
 from cached.contract.reference import ModelRef
 from cached.contract.status import DaemonStatus, ModelStatus, Stale, State, StatusError, Verdict
-from cached.core.eviction import HeldBytes
 from cached.core.space import SpaceUse
 from cached.daemon.page.facts import DiskFacts, Facts, SourceFacts, VersionFacts
 from cached.node.status_files import RecentError

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cached.contract.held_bytes import HeldBytes
 from cached.contract.layout import Layout
 from cached.contract.manifest import FileEntry, Manifest
-from cached.core.eviction import HeldBytes
 from cached.daemon.page import sizes
 from cached.daemon.page.sizes import SnapshotSizes
 from cached.node.inventory import Inventory
