@@ -72,7 +72,8 @@ def _describe_entry(facts: dict[str, Any]) -> str:
     catalog, status = facts["catalog"], facts["status"]
     if catalog is None or not catalog["found"]:
         return ""
-    source = f" from {status['source']}" if status is not None and status["source"] else ""
+    shown = catalog.get("source") or (status or {}).get("source")
+    source = f" from {shown}" if shown else ""
     pinned = f", pinned to {_short(catalog['digest'])}" if catalog["digest"] else ""
     return f"The catalog has it{source}{pinned}."
 

@@ -295,7 +295,7 @@ async def _work(
     node.watch.follow(node.ledger, partial(_set_from_thread, loop, deleted), reconciler.is_fetching)
     ending.set_handler(partial(loop.call_soon_threadsafe, stop.set))
     reads = make_read_api(service, page_readers=max_clients // 2 if config.page == "on" else 0)
-    explanations = _make_explanations(node, config, reconciler, service)
+    explanations = _make_explanations(node, config, reconciler, service, client)
     commands = make_control_api(service, imports, explanations)
     address, control = await stack.enter_async_context(
         open_listeners(config.listen, node.layout, node.blocking, reads, commands, max_clients)
@@ -591,7 +591,9 @@ def _make_scrub(node: _Node, config: Config, workers: Workers, recheck: Recheck,
     return Scrub(parts, ScrubPace(config.scrub_rate, config.scrub_period_s, config.node))
 
 
-def _make_explanations(node: _Node, config: Config, reconciler: Reconciler, service: DaemonService) -> Explanations:
+def _make_explanations(
+    node: _Node, config: Config, reconciler: Reconciler, service: DaemonService, client: HttpClient
+) -> Explanations:
     return Explanations(
         node=config.node,
         inventory=node.inventory,
@@ -599,6 +601,7 @@ def _make_explanations(node: _Node, config: Config, reconciler: Reconciler, serv
         cluster=node.cluster,
         reconciler=reconciler,
         find_not_ready_reason=service.find_not_ready_reason,
+        open_source=lambda uri: open_source(uri, client),
     )
 
 

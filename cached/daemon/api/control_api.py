@@ -76,8 +76,8 @@ def make_control_api(service: DaemonService, imports: Imports, explanations: Exp
     async def explain(request: Request) -> Response:
         body = _body(request)
         if "pod" in body:
-            return make_json(explanations.explain_pod(_text(body, "pod")))
-        return make_json(explanations.explain_version(_ref(body)))
+            return make_json(await explanations.explain_pod(_text(body, "pod")))
+        return make_json(await explanations.explain_version(_ref(body)))
 
     async def list_waiting(_request: Request) -> Response:
         return make_json({"pods": service.list_waiting()})

@@ -22,12 +22,14 @@ from cached.daemon.reconciler import Reconciler
 from cached.node.cluster import AnnotatedPod, Cluster
 from cached.node.inventory import Inventory
 from cached.node.status_files import StatusFiles
+from cached.sources.base import Source
 
 _SHOWN = 10
 
 
 class Explanations:
-    """Answers `POST /v1/explain`. `find_not_ready_reason`: why the daemon is not ready, None when it is."""
+    """Answers `POST /v1/explain`. `find_not_ready_reason`: why the daemon is not ready, None when it is. `open_source`
+    opens the source of a URI, which is not contacted: it knows how it is shown without credentials."""
 
     def __init__(
         self,
@@ -38,6 +40,7 @@ class Explanations:
         cluster: Cluster,
         reconciler: Reconciler,
         find_not_ready_reason: Callable[[], str | None],
+        open_source: Callable[[str], Source],
     ) -> None:
         self._node = node
         self._inventory = inventory
@@ -45,8 +48,9 @@ class Explanations:
         self._cluster = cluster
         self._reconciler = reconciler
         self._find_not_ready_reason = find_not_ready_reason
+        self._open_source = open_source
 
-    def explain_pod(self, name: str) -> dict[str, Any]:
+    async def explain_pod(self, name: str) -> dict[str, Any]:
         """Return the facts about a pod, `namespace/name` or a name that only one pod has, and about its versions.
         Raises `Permanent` (`unknown_pod`)."""
         pod = self._find_pod(name)
@@ -58,7 +62,7 @@ class Explanations:
                 "ending": pod.is_ending,
                 "error": None if pod.error is None else asdict(StatusError.of(pod.error)),
             },
-            "versions": [self.explain(want.ref) for want in pod.wants],
+            "versions": [await self.explain(want.ref) for want in pod.wants],
         }
 
     def _find_pod(self, name: str) -> AnnotatedPod:
@@ -84,13 +88,16 @@ class Explanations:
             "holdfast.dev/…; ask the daemon of that node",
         )
 
-    def explain_version(self, ref: ModelRef) -> dict[str, Any]:
+    async def explain_version(self, ref: ModelRef) -> dict[str, Any]:
         """Return the facts about a version, in the shape of those about a pod."""
-        return {"node": self._node, "pod": None, "versions": [self.explain(ref)]}
+        return {"node": self._node, "pod": None, "versions": [await self.explain(ref)]}
 
-    def explain(self, ref: ModelRef) -> dict[str, Any]:
+    async def explain(self, ref: ModelRef) -> dict[str, Any]:
         """Return the facts about a version."""
-        record, catalog = self._reconciler.refresh_record(ref), self._reconciler.catalog
+        catalog = self._reconciler.catalog
+        entry = None if catalog is None else catalog.find(ref)
+        source = None if entry is None else await self._describe_source(entry.source)
+        record = self._reconciler.refresh_record(ref)
         want, status = self._reconciler.find_want(ref), self._status_files.get(ref)
         held = self._inventory.models.get(ref)
         refusal = self._reconciler.find_refusal(ref)
@@ -109,9 +116,20 @@ class Explanations:
             "asked_by": [] if want is None else list(want.reasons),
             "pulls": len(record.pulls),
             "refusal": None if refusal is None else asdict(StatusError.of(refusal)),
-            "catalog": _describe_entry(ref, catalog, self._cluster),
+            "catalog": _describe_entry(ref, catalog, self._cluster, source),
             "fetch": self._describe_fetch(ref, record, want),
         }
+
+    async def _describe_source(self, uri: str) -> str | None:
+        """Return a source as it is shown; None for one that cannot be opened, which its status tells."""
+        try:
+            source = self._open_source(uri)
+        except HoldfastError:
+            return None
+        try:
+            return source.display
+        finally:
+            await source.aclose()
 
     def _find_keepers(self, ref: ModelRef) -> list[str]:
         pinned = ["holdfast pin"] if ref in self._inventory.pins else []
@@ -154,8 +172,10 @@ class Explanations:
         }
 
 
-def _describe_entry(ref: ModelRef, catalog: Catalog | None, cluster: Cluster) -> dict[str, Any] | None:
-    """Return what the catalog says about a version; None before there is a catalog."""
+def _describe_entry(
+    ref: ModelRef, catalog: Catalog | None, cluster: Cluster, source: str | None
+) -> dict[str, Any] | None:
+    """Return what the catalog says about a version, whose `source` is shown so; None before there is a catalog."""
     if catalog is None:
         return None
     model, entry = catalog.models.get(ref.name), catalog.find(ref)
@@ -163,6 +183,7 @@ def _describe_entry(ref: ModelRef, catalog: Catalog | None, cluster: Cluster) ->
     return {
         "found": entry is not None,
         "error": None if entry is not None else asdict(StatusError.of(unknown_model(catalog, ref))),
+        "source": source,
         "digest": None if entry is None or entry.digest is None else str(entry.digest),
         "prefetch": prefetches,
         "node_selector": dict(model.node_selector) if model is not None and prefetches else {},

@@ -37,8 +37,11 @@ def test_why_explains_each_pod_and_version(node: Joined, capsys: pytest.CaptureF
         return said.out + said.err
 
     slow, gone = node.entry("slow", 64 * MIB), {"source": "http://127.0.0.1:9/x/"}
-    node.catalog(here=node.entry("here"), slow=slow, gone=gone, absent={"source": "file:///nowhere/at/all"}, idle=gone)
+    versions = {"slow": slow, "gone": gone, "absent": {"source": "file:///nowhere/at/all"}, "idle": gone}
+    listed = {"versions": {"here": node.entry("here"), **versions}}
     daemon = node.daemon
+    template = {"source": "https://user:sesame@models.example/{name}/{version}/?sig=sesame"}
+    daemon.write_catalog({"m": listed, "templated": template})
     daemon.start("--max-bandwidth", "1MiB/s")
     node.pod("ready", "here")
     daemon.wait_ready(ref("here"))
@@ -69,7 +72,9 @@ def test_why_explains_each_pod_and_version(node: Joined, capsys: pytest.CaptureF
     assert f"sha256:{'0' * 12}" in (text := say("pinned"))
     assert explain("pinned")["versions"][0]["reason"] == "digest_mismatch", text
     assert "holdfast.dev/verfy" in say("typing")
-    assert "Nothing on this node asks for m@idle" in say("m@idle")
+    assert "Nothing on this node asks for m@idle. The catalog has it from http://127.0.0.1:9/x/." in say("m@idle")
+    assert "The catalog has it from https://models.example/templated/v7/." in (text := say("templated@v7"))
+    assert "sesame" not in text
     assert "asked for by pod default/slow" in say("m@slow")
     elsewhere = say("elsewhere")
     assert "no pod elsewhere" in elsewhere

@@ -34,6 +34,7 @@ IDLE = {
 ENTRY: dict[str, Any] = {
     "found": True,
     "error": None,
+    "source": "s3://models/tiny/v1/",
     "digest": None,
     "prefetch": False,
     "node_selector": {},
