@@ -10,41 +10,29 @@ Run `python -m bench.sources --help` in the repository's root.
 from __future__ import annotations
 
 import argparse
-import http.client
-import json
 import os
 import shutil
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from bench import report
 from bench.daemon import CatalogEntry, daemon, write_catalog
 from bench.harness import Workplace, bench_main, in_turn, matches, size_argument, workplace
 from bench.machine import require_space
 from bench.measure import Usage, cpu_seconds, failed, peak_memory, run_program
-from bench.origins import Corpus, free_port, loopback_environment, random_corpus, running, tool
+from bench.origins import Corpus, loopback_environment, random_corpus, running, tool
+from bench.registry import REPOSITORY, push_artifact, registry
 from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
 
 _REF = ModelRef("bench", "v1")
 _SPARE_BYTES = 1024**3
-_REPOSITORY = "bench/model"
-_EMPTY = {"mediaType": "application/vnd.oci.empty.v1+json", "size": 2}
-_EMPTY_DIGEST = "sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
-_MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
-_REGISTRY = """
-version: 0.1
-log: {{level: error, accesslog: {{disabled: true}}}}
-storage: {{filesystem: {{rootdirectory: "{folder}"}}, maintenance: {{uploadpurging: {{enabled: false}}}}}}
-http: {{addr: "127.0.0.1:{port}", secret: bench}}
-"""
 _CONTAINERD = """
 version = 3
 root = "{folder}/root"
@@ -84,12 +72,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", default="", help="run only rows with one of these comma-separated words in their name"
     )
+    parser.add_argument("--python", default=sys.executable, help="the interpreter that has oras-py")
     parser.add_argument("--work", type=Path, help="keep the origin's files in this folder for the next run")
     options = parser.parse_args(argv)
     with workplace(options.work) as place, ExitStack() as servers:
         require_space(place.folder, options.files * options.size * 3 + _SPARE_BYTES)
         corpus = random_corpus(place.origin, options.files, options.size)
-        for service in (_registry(corpus, place, servers),):
+        for service in (_registry(corpus, place, servers, options.python),):
             rows = [row for row in service.rows if matches(options.only, row.name)]
             samples = _rounds(rows, corpus, place, options.rounds)
             print(f"\n{service.name}, {format_size(corpus.size)}:\n\n{_report(samples, service)}\n")
@@ -158,15 +147,15 @@ def _client(argv: Sequence[str], corpus: Corpus, place: Workplace, folder: Path)
 # --- a registry of OCI artifacts --------------------------------------------------------------------------------
 
 
-def _registry(corpus: Corpus, place: Workplace, servers: ExitStack) -> Service:
+def _registry(corpus: Corpus, place: Workplace, servers: ExitStack, python: str) -> Service:
     """Return the rows of the Distribution project's registry, with the corpus as raw layers."""
-    host = servers.enter_context(_registry_server(place))
-    _push(host, corpus)
-    reference = f"{host}/{_REPOSITORY}:v1"
+    host = servers.enter_context(registry(place.scratch))
+    push_artifact(host, "v1", [(entry.path, corpus.folder / entry.path) for entry in corpus.manifest.files])
+    reference = f"{host}/{REPOSITORY}:v1"
     rows = [Row("holdfast (oci)", partial(_holdfast, f"oci://{reference}", corpus, place))]
     for name, missing, argv in (
         ("skopeo copy + sync", None if tool("skopeo") else "skopeo", _skopeo(reference)),
-        ("oras-py + sync, unverified", None if find_spec("oras") else "oras", _oras(reference)),
+        ("oras-py + sync, unverified", None if _imports(python, "oras.client") else "oras", _oras(python, reference)),
     ):
         if missing is not None:
             print(f"skipped, {name}: {missing} is not installed", flush=True)
@@ -184,9 +173,13 @@ def _skopeo(reference: str) -> list[str]:
     return [tool("skopeo") or "skopeo", *copy]
 
 
-def _oras(reference: str) -> list[str]:
+def _imports(python: str, module: str) -> bool:
+    return not subprocess.run([python, "-c", f"import {module}"], capture_output=True).returncode
+
+
+def _oras(python: str, reference: str) -> list[str]:
     program = f"import oras.client as c; c.OrasClient(insecure=True).pull({reference!r}, outdir='{{folder}}')"
-    return [sys.executable, "-c", program]
+    return [python, "-c", program]
 
 
 def _containerd(reference: str, corpus: Corpus, place: Workplace, folder: Path) -> Usage:
@@ -204,78 +197,6 @@ def _containerd(reference: str, corpus: Corpus, place: Workplace, folder: Path) 
         if stored < corpus.size:
             raise failed(f"ctr: expected {corpus.size} bytes in {folder}, found {stored}")
         return Usage(fetched.wall_s, cpu_s, fetched.peak_bytes + peak_memory(pid))
-
-
-@contextmanager
-def _registry_server(place: Workplace) -> Iterator[str]:
-    program = tool("docker-registry")
-    if program is None:
-        raise failed("docker-registry is not on PATH", "install Debian's docker-registry")
-    port, configuration = free_port(), place.scratch / "registry.yml"
-    configuration.write_text(_REGISTRY.format(folder=place.scratch / "registry", port=port))
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("REGISTRY_")}
-
-    def listens() -> bool:
-        try:
-            return _ask(f"127.0.0.1:{port}", "GET", "/v2/")[0] == 200
-        except OSError:
-            return False
-
-    log = place.scratch / "registry.log"
-    with running([program, "serve", str(configuration)], environment, log, listens):
-        yield f"127.0.0.1:{port}"
-
-
-def _push(host: str, corpus: Corpus) -> None:
-    """Store the corpus as a ModelPack artifact: each file a raw layer, with ORAS's title."""
-    layers = []
-    for entry in corpus.manifest.files:
-        digest = f"sha256:{entry.sha256}"
-        _push_blob(host, digest, corpus.folder / entry.path)
-        notes = {"org.cncf.model.filepath": entry.path, "org.opencontainers.image.title": entry.path}
-        kind = "application/vnd.cncf.model.weight.v1.raw"
-        layers.append({"mediaType": kind, "digest": digest, "size": entry.size, "annotations": notes})
-    _push_blob(host, _EMPTY_DIGEST, b"{}")
-    document = {
-        "schemaVersion": 2,
-        "mediaType": _MANIFEST_TYPE,
-        "config": {**_EMPTY, "digest": _EMPTY_DIGEST},
-        "layers": layers,
-    }
-    path = f"/v2/{_REPOSITORY}/manifests/v1"
-    _expect(201, _ask(host, "PUT", path, json.dumps(document).encode(), {"Content-Type": _MANIFEST_TYPE}))
-
-
-def _push_blob(host: str, digest: str, data: bytes | Path) -> None:
-    begun = _expect(202, _ask(host, "POST", f"/v2/{_REPOSITORY}/blobs/uploads/"))
-    parts = urlsplit(begun["Location"])
-    path = f"{parts.path}?{parts.query}&digest={digest}"
-    _expect(201, _ask(host, "PUT", path, data, {"Content-Type": "application/octet-stream"}))
-
-
-def _ask(
-    host: str, method: str, path: str, data: bytes | Path = b"", headers: Mapping[str, str] | None = None
-) -> tuple[int, Mapping[str, str]]:
-    connection = http.client.HTTPConnection(host, timeout=300)
-    try:
-        if isinstance(data, Path):
-            with data.open("rb") as file:
-                length = {"Content-Length": str(data.stat().st_size)}
-                connection.request(method, path, file, {**(headers or {}), **length})
-                answer = connection.getresponse()
-        else:
-            connection.request(method, path, data, headers or {})
-            answer = connection.getresponse()
-        answer.read()
-        return answer.status, dict(answer.getheaders())
-    finally:
-        connection.close()
-
-
-def _expect(status: int, answer: tuple[int, Mapping[str, str]]) -> Mapping[str, str]:
-    if answer[0] != status:
-        raise failed(f"the registry: expected {status}, found {answer[0]}")
-    return answer[1]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """Fetch a model from Google Cloud Storage and Azure Blob Storage, as their emulators serve them on loopback, with
-Holdfast and with the vendors' own clients, in turns; and list a version of many files with each.
+Holdfast and with the vendors' own clients, in turns.
 
 Law: every row reads the same bytes from the same server, in the same round, without a manifest. The clients' files are
 left to the kernel, so a `sync` is counted; Holdfast's are verified and durable. `--python` names the interpreter that
@@ -11,19 +11,17 @@ Run `python -m bench.stores --help` in the repository's root.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import base64
 import hmac
 import http.client
 import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import partial
@@ -41,21 +39,16 @@ from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
 from cached.sources.azure.access import WRITE, sign_container
 from cached.sources.azure.address import AzureAddress
-from cached.sources.registry import open_source
-from cached.transport.client import HttpClient
-from cached.transport.connection.settings import HttpSettings
 
 _REF = ModelRef("bench", "v1")
 _BUCKET = "bench-models"
 _SPARE_BYTES = 1024**3
 _BLOCK_BYTES = 32 * 1024 * 1024
-_SMALL = b"{}"
+_SMALL_BYTES = 1024
 # Azurite's well-known account, https://learn.microsoft.com/azure/storage/common/storage-use-azurite
 _ACCOUNT = "devstoreaccount1"
 _KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 _RATE_TARGET = 1.5
-_LIST_TARGET = 1.2
-_LISTINGS = 15
 
 _GCS_CLIENT = """
 from google.auth.credentials import AnonymousCredentials
@@ -85,18 +78,13 @@ def fetch(name):
 with ThreadPoolExecutor({files}) as pool:
     list(pool.map(fetch, [blob.name for blob in client.list_blobs(name_starts_with="m/")]))
 """
-_LIST = """
-import time
-began = time.perf_counter()
-count = sum(1 for _ in {call})
-print(time.perf_counter() - began, count)
-"""
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
     """A running emulator. `source`: the URI of the bucket's root; `environment`: what Holdfast needs; `upload` stores a
-    file under a key; `client`: the vendor's client in Python, `fetch` and `listing`: what it does then."""
+    file under a key; `client`: the vendor's client in Python; `fetch`: what it does then; `listing`: an expression that
+    lists below `many/`."""
 
     name: str
     source: str
@@ -112,7 +100,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.stores", description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, default=4, help="files in the model (default 4)")
     parser.add_argument("--size", type=size_argument, default="512MiB", help="size of each (default 512MiB)")
-    parser.add_argument("--listed", type=int, default=1000, help="files of the version that is listed (default 1000)")
     parser.add_argument("--rounds", type=int, default=3, help="times that every row runs (default 3)")
     parser.add_argument("--python", default=sys.executable, help="the interpreter with the vendors' clients")
     parser.add_argument("--only", choices=("gs", "az"), help="one of the stores")
@@ -121,10 +108,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     with workplace(options.work) as place:
         require_space(place.folder, options.files * options.size * 3 + _SPARE_BYTES)
         corpus = random_corpus(place.origin, options.files, options.size)
-        for serve in (_google, _azure):
-            with ExitStack() as servers:
-                store = servers.enter_context(serve(place, options.files))
-                if options.only in (None, store.source.partition(":")[0]):
+        for name, serve in (("gs", google), ("az", azure)):
+            if options.only in (None, name):
+                with serve(place, options.files) as store:
                     _measure(store, corpus, place, options)
     return 0
 
@@ -132,10 +118,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _measure(store: Store, corpus: Corpus, place: Workplace, options: argparse.Namespace) -> None:
     for entry in corpus.manifest.files:
         store.upload(f"m/{entry.path}", corpus.folder / entry.path)
-    small = place.scratch / "small.json"
-    small.write_bytes(_SMALL)
-    for number in range(options.listed):
-        store.upload(f"many/layer-{number:05}.json", small)
     holdfast, vendor = f"holdfast ({store.name})", f"{store.name}'s own client + sync"
     rows = {
         holdfast: partial(_holdfast, store, corpus, place),
@@ -148,11 +130,8 @@ def _measure(store: Store, corpus: Corpus, place: Workplace, options: argparse.N
             samples.append(report.Sample(name, round_, corpus.size, usage.wall_s, usage.cpu_s, usage.peak_bytes))
             shown = f"{usage.wall_s:.2f} s, {samples[-1].rate / 1e9:.2f} GB/s, {samples[-1].cpu_s_per_gb:.2f} CPU s/GB"
             print(f"round {round_}: {name}: {shown}", flush=True)
-    ours, theirs = _listings(store, options)
     rate = report.ratio(samples, holdfast, vendor)
     targets = [report.Target(f"{holdfast}, rate against its own client", rate or 0.0, _RATE_TARGET, True, " x")]
-    what = f"{holdfast}, resolve of {options.listed} files against one listing ({ours:.3f} s, {theirs:.3f} s)"
-    targets.append(report.Target(what, ours / theirs, _LIST_TARGET, False, " x"))
     table = report.table(report.figures(samples, list(rows), [vendor]), [vendor])
     print(f"\n{store.name}, {format_size(corpus.size)}:\n\n{table}\n\n{report.bullets(targets)}\n")
 
@@ -190,29 +169,8 @@ def _client(store: Store, python: str, corpus: Corpus, place: Workplace, folder:
     return fetched.then(run_program(["sync", *map(str, files)], environment, log, corpus.timeout_s))
 
 
-def _listings(store: Store, options: argparse.Namespace) -> tuple[float, float]:
-    """Return the medians of a resolve and of one listing of the vendor's client, in seconds."""
-    os.environ.update(store.environment)
-    client, ours, theirs = HttpClient(HttpSettings()), [], []
-    environment = {**loopback_environment(), **store.environment}
-    for _ in range(_LISTINGS):
-        program = store.client + store.listing
-        found = subprocess.run(
-            [options.python, "-c", program], env=environment, capture_output=True, text=True, check=True
-        )
-        seconds, count = found.stdout.split()
-        theirs.append(float(seconds))
-        began = time.perf_counter()
-        listed = asyncio.run(open_source(f"{store.source}many/", client).resolve())
-        ours.append(time.perf_counter() - began)
-        if not int(count) == len(listed.files) == options.listed:
-            raise failed(f"{store.name}: expected {options.listed} files, found {count} and {len(listed.files)}")
-    client.close()
-    return statistics.median(ours), statistics.median(theirs)
-
-
 @contextmanager
-def _google(place: Workplace, _files: int) -> Iterator[Store]:
+def google(place: Workplace, _files: int) -> Iterator[Store]:
     program, port = os.environ.get("HOLDFAST_TEST_FAKE_GCS_SERVER") or tool("fake-gcs-server"), free_port()
     if program is None:
         raise failed("fake-gcs-server is not on PATH", "install it, or name it in HOLDFAST_TEST_FAKE_GCS_SERVER")
@@ -228,13 +186,13 @@ def _google(place: Workplace, _files: int) -> Iterator[Store]:
 
         client = _GCS_CLIENT.format(bucket=_BUCKET)
         fetch = _GCS_FETCH.replace("{workers}", str(max(4, os.cpu_count() or 1)))
-        listing = _LIST.format(call="bucket.list_blobs(prefix='many/')")
+        listing = "bucket.list_blobs(prefix='many/')"
         environment = {"STORAGE_EMULATOR_HOST": f"http://{host}"}
         yield Store("google-cloud-storage", f"gs://{_BUCKET}/", environment, upload, client, fetch, listing)
 
 
 @contextmanager
-def _azure(place: Workplace, files: int) -> Iterator[Store]:
+def azure(place: Workplace, files: int) -> Iterator[Store]:
     program, port = os.environ.get("HOLDFAST_TEST_AZURITE") or tool("azurite-blob"), free_port()
     if program is None:
         raise failed("azurite-blob is not on PATH", "install it, or name it in HOLDFAST_TEST_AZURITE")
@@ -250,7 +208,7 @@ def _azure(place: Workplace, files: int) -> Iterator[Store]:
 
         def upload(key: str, path: Path) -> None:
             at = f"/{_ACCOUNT}/{_BUCKET}/{quote(key)}?{sas}"
-            if path.stat().st_size <= len(_SMALL):
+            if path.stat().st_size <= _SMALL_BYTES:
                 _expect(_ask(host, "PUT", at, path, {"x-ms-blob-type": "BlockBlob"}), 201)
                 return
             blocks: list[str] = []
@@ -262,7 +220,7 @@ def _azure(place: Workplace, files: int) -> Iterator[Store]:
             _expect(_ask(host, "PUT", f"{at}&comp=blocklist", f"<BlockList>{listed}</BlockList>".encode()), 201)
 
         fetch = _AZURE_FETCH.replace("{workers}", "4").replace("{files}", str(files))
-        listing = _LIST.format(call="client.list_blobs(name_starts_with='many/')")
+        listing = "client.list_blobs(name_starts_with='many/')"
         name = f"az://{_ACCOUNT}/{_BUCKET}/"
         yield Store("azure-storage-blob", name, environment, upload, client, fetch, listing)
 

@@ -89,6 +89,10 @@ class FakeMlflow:
                 newest[version.get("current_stage", "None")] = version
             chosen = [each for stage, each in newest.items() if query.get("stages", stage) == stage]
             return 200, {"model_versions": chosen} if chosen else {}
+        if path == "registered-models/get":
+            if model not in self.versions:
+                return _absent(f"Registered Model with name={model} not found")
+            return 200, {"registered_model": {"name": model}}
         if path in ("model-versions/get", "model-versions/get-download-uri"):
             found = self.versions.get(model, {}).get(number)
             if found is None:

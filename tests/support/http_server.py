@@ -35,6 +35,7 @@ def serve_replies(reply: Callable[[str, str, Message, bytes], Reply]) -> Iterato
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # a head and its body are two writes: 40 ms apart otherwise
 
         def do_GET(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
