@@ -111,7 +111,9 @@ def promises_content(checksum: Checksum | None) -> bool:
     return checksum is not None and checksum.algorithm in (Algorithm.SHA1, Algorithm.MD5)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(
+    unsafe_hash=True, slots=True
+)  # nobody changes one; `frozen` makes 100,000 files take a fifth of a second more
 class RemoteFile:
     """One file in a source's listing; its name is checked when a version chooses it.
 

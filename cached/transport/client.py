@@ -504,10 +504,10 @@ def _read_whole(exchange: Exchange, body: Body, limit_bytes: int) -> Response:
 
 def _read(body: Body, limit_bytes: int) -> bytes:
     """Return at most `limit_bytes` of `body` and close it."""
-    data = bytearray()
+    data, at_once = bytearray(), max(64 * 1024, min(body.length or 0, 1024 * 1024))
     with body:
         while len(data) < limit_bytes:
-            part = bytearray(min(64 * 1024, limit_bytes - len(data)))
+            part = bytearray(min(at_once, limit_bytes - len(data)))
             count = body.readinto(memoryview(part))
             if count == 0:
                 break

@@ -40,6 +40,8 @@ HOLDFAST_FILES = "dev.holdfast.files"  # of a layer: JSON, the files in it that 
 _EMPTY = "application/vnd.oci.empty.v1+json"
 _MODEL_TYPE = re.compile(r"application/vnd\.(?:cncf|cnai)\.model\..*")
 _SHA256 = re.compile(r"sha256:[0-9a-f]{64}")
+_is_sha256 = _SHA256.fullmatch
+_TEXT = frozenset({str})
 _REFERENCE_TYPE = "vnd.docker.reference.type"  # BuildKit's attestations are entries of an index
 _MAX_LAYERS = 50_000
 _MAX_ENTRIES = 10_000
@@ -169,9 +171,9 @@ def _fits(found: OciPlatform | None, wanted: OciPlatform) -> bool:
 def _layer(where: str, blob: Descriptor, *, is_image: bool) -> Layer:
     kind, notes = blob.media_type, blob.annotations
     path = notes.get(FILE_PATH) or notes.get(_EARLIER_FILE_PATH) or ""
-    title = notes.get(TITLE, "")
     if path and kind.endswith(".raw"):
         return Layer(blob, Packing.RAW, path)
+    title = notes.get(TITLE, "")
     unpacked = notes.get(_UNPACK, "").lower() == "true"
     if kind == _EMPTY and not title:
         return Layer(blob, Packing.NONE)
@@ -196,12 +198,12 @@ def _descriptor(where: str, found: Any) -> Descriptor:
     kind, digest, size = found.get("mediaType"), found.get("digest"), found.get("size")
     if not isinstance(kind, str) or not kind:
         raise bad_artifact(where, "a descriptor without a mediaType")
-    if not isinstance(digest, str) or not _SHA256.fullmatch(digest):
+    if not isinstance(digest, str) or not _is_sha256(digest):
         raise bad_artifact(where, f"expected a digest as sha256: and 64 hex digits, found {str(digest)[:120]!r}")
     if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
         raise bad_artifact(where, f"{digest}: expected a size in bytes, found {str(size)[:40]!r}")
     notes = found.get("annotations") or {}
-    if not isinstance(notes, dict) or set(map(type, notes.values())) - {str}:
+    if not isinstance(notes, dict) or not _TEXT.issuperset(map(type, notes.values())):
         raise bad_artifact(where, f"{digest}: expected annotations of text")
     return Descriptor(kind, digest, size, notes, _platform(found["platform"]) if "platform" in found else None)
 

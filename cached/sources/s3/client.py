@@ -10,6 +10,7 @@ import asyncio
 import math
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -20,6 +21,7 @@ from aiobotocore.session import AioSession
 from botocore import UNSIGNED
 from botocore.exceptions import ClientError, NoCredentialsError
 from botocore.loaders import create_loader
+from botocore.utils import parse_timestamp
 
 from cached.contract.errors import Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, MAX_MANIFEST_BYTES
@@ -238,6 +240,7 @@ class S3Client:
             if self._opened is None:
                 session = AioSession(profile=self.address.profile)
                 session.register_component("data_loader", _load_library())
+                session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=_read_time)
                 creation = session.create_client(
                     "s3",
                     region_name=self.address.region,
@@ -267,6 +270,15 @@ class S3Client:
 # botocore's description of S3, read once: reading takes a tenth of a second of the event loop, and every attempt at a
 # version opens its own client, so that changed credentials apply at once.
 _load_library = cache(create_loader)
+
+
+def _read_time(value: Any) -> Any:
+    """Return a time in an answer. botocore's own parser takes 45 ms for the thousand of a page, more than all of the
+    rest, and reads the forms that ISO 8601 does not name."""
+    if isinstance(value, str) and "T" in value:
+        with suppress(ValueError):
+            return datetime.fromisoformat(value)
+    return parse_timestamp(value)
 
 
 def listed(page: dict[str, Any], prefix: str, where: str) -> Iterator[S3Object]:

@@ -7,7 +7,7 @@ bounds every answer: the requests are for listings and attributes, never for a m
 from __future__ import annotations
 
 from typing import Any
-from xml.etree import ElementTree
+from xml.parsers import expat
 
 import aiohttp
 from aiobotocore.httpsession import AIOHTTPSession
@@ -63,7 +63,7 @@ class _Answer:
                 raise StrangeAnswer(f"more than {_MAX_ANSWER_BYTES} bytes")
         if data and self._answer.status == 200:
             try:
-                ElementTree.fromstring(data)  # noqa: S314 - as botocore reads it, which would report a 500 for a page
-            except ElementTree.ParseError as error:
+                expat.ParserCreate().Parse(bytes(data), True)  # botocore, which reads it next, reports a 500 for a page
+            except expat.ExpatError as error:
                 raise StrangeAnswer("something else than XML") from error
         return bytes(data)
