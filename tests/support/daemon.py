@@ -255,7 +255,7 @@ class DaemonProcess:
         """Status and document of any POST to the control socket."""
         connection = http.client.HTTPConnection("localhost", timeout=PATIENCE_S)
         with contextlib.closing(connection), socket.socket(socket.AF_UNIX) as connected:
-            connected.connect(os.fspath(self.layout.socket))
+            connect_control(connected, self.layout)
             connection.sock = connected
             connection.request("POST", path, json.dumps(body))
             answer = connection.getresponse()
@@ -286,6 +286,16 @@ def daemon_command(root: Path, catalog: Path) -> list[str]:
         *("--kube", "off", "--node", "node-a", "--listen", "127.0.0.1:0"),
         *("--high-watermark", "1", "--low-watermark", "1"),
     ]
+
+
+def connect_control(client: socket.socket, layout: Layout) -> None:
+    """Connect to the control socket; by a short name of its folder, for a test's folder may be too deep for an
+    address."""
+    folder = os.open(layout.socket.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        client.connect(f"/proc/self/fd/{folder}/{layout.socket.name}")
+    finally:
+        os.close(folder)
 
 
 def bare_environment() -> dict[str, str]:

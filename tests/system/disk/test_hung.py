@@ -20,7 +20,16 @@ import pytest
 
 from cached.contract.reference import ModelRef
 from tests.support.bitrot import flip
-from tests.support.daemon import PATIENCE_S, REPOSITORY, DaemonProcess, daemon_process, model, prefetched, publish_files
+from tests.support.daemon import (
+    PATIENCE_S,
+    REPOSITORY,
+    DaemonProcess,
+    connect_control,
+    daemon_process,
+    model,
+    prefetched,
+    publish_files,
+)
 from tests.support.faulty import FaultyFolder, mounted_faulty
 
 V1, OTHER = ModelRef("m", "v1"), ModelRef("other", "v1")
@@ -55,7 +64,7 @@ def _connected(daemon: DaemonProcess) -> http.client.HTTPConnection:
     connection = http.client.HTTPConnection("localhost", timeout=PATIENCE_S)
     connection.sock = socket.socket(socket.AF_UNIX)
     connection.sock.settimeout(PATIENCE_S)
-    connection.sock.connect(str(daemon.layout.socket))
+    connect_control(connection.sock, daemon.layout)
     return connection
 
 

@@ -26,7 +26,7 @@ from cached.daemon.http.messages import Request, Response, make_router
 from cached.daemon.http.server import MOST_CONNECTIONS
 from cached.node.threads import Blocking
 from cached.store import recovery
-from tests.support.daemon import DaemonProcess, prefetched, publish_files
+from tests.support.daemon import DaemonProcess, connect_control, prefetched, publish_files
 from tests.support.gates import Gates
 from tests.support.origin import HostileOrigin
 from tests.support.processes import memory
@@ -221,7 +221,7 @@ def _to_port(daemon: DaemonProcess) -> Iterator[socket.socket]:
 @contextlib.contextmanager
 def _to_socket(daemon: DaemonProcess) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX) as client:
-        client.connect(os.fspath(daemon.layout.socket))  # without a timeout, which would not wait for room
+        connect_control(client, daemon.layout)  # without a timeout, which would not wait for room
         client.settimeout(120)
         yield client
 

@@ -15,7 +15,7 @@ import pytest
 from cached.commands.shared.control_client import ControlClient
 from cached.contract.errors import Permanent, Transient
 from cached.contract.reference import ModelRef
-from tests.support.daemon import DaemonProcess, model, publish_files
+from tests.support.daemon import DaemonProcess, connect_control, model, publish_files
 
 REF = ModelRef("acme/tiny", "v1")
 
@@ -177,7 +177,7 @@ def _ask_with_deadline(daemon: DaemonProcess, deadline: object) -> tuple[int, di
 
     connection = http.client.HTTPConnection("localhost", timeout=120)
     with socket.socket(socket.AF_UNIX) as connected:
-        connected.connect(os.fspath(daemon.layout.socket))
+        connect_control(connected, daemon.layout)
         connection.sock = connected
         body = json.dumps({"model": REF.name, "version": REF.version})
         connection.request("POST", "/v1/pin", body, {"Holdfast-Deadline": str(deadline)})
