@@ -25,7 +25,7 @@ _log = logging.getLogger("holdfast")
 _POLL_S = 5.0  # polling, where inotify gives no watch
 _SETTLE_S = 0.05  # a catalog is written in several steps
 _RACY_NS = 2_000_000_000  # a file that was changed since may change again within the same tick of its clock
-_PATIENCE_S = 2.0  # of a pull, for an edit of the file
+_PATIENCE_S = 10.0  # of a pull, for an edit of the file: a busy node takes seconds to read it
 
 
 @dataclass(frozen=True, slots=True)
