@@ -32,7 +32,7 @@ def test_a_fault_ends_well_or_clearly(weather: Weather, case: Case, source: str)
             assert said in error["message"] and error["remedy"]
         case Tried(reason):
             assert status["state"] != "failed", status
-            error = daemon.wait_error(ref)  # the next try may have cleared it for a moment
+            error = daemon.wait_error(ref, reason)  # the next try may have cleared it, or met a stall of the machine's
             assert (error["code"], error["permanent"]) == (reason, False), error
     if not isinstance(case.of(source), Right):
         assert not daemon.path(ref).is_symlink()
