@@ -86,10 +86,11 @@ class Daemon:
 
         wait_until(published, f"published {ref}", timeout_s)
 
-    def metric(self, name: str) -> float:
-        """Return the sum of a metric's samples over its labels; 0 without samples."""
-        found = re.findall(rf"^{re.escape(name)}(?:\{{.*\}})? (\S+)$", self._get("/metrics")[1], re.MULTILINE)
-        return sum(map(float, found))
+    def metric(self, name: str, label: str = "") -> float:
+        """Return the sum of a metric's samples over its labels, of those with the text `label` among them; 0 without
+        samples."""
+        found = re.findall(rf"^{re.escape(name)}(\{{.*\}})? (\S+)$", self._get("/metrics")[1], re.MULTILINE)
+        return sum(float(value) for labels, value in found if label in labels)
 
     def status(self) -> dict[str, Any]:
         """Return the document of `/v1/status`."""

@@ -142,6 +142,14 @@ class Layout:
         """The computed digests of objects whose source gives none, as JSON lines."""
         return self.private / "digests.jsonl"
 
+    @property
+    def chains(self) -> Path:
+        """The chaining values of blobs."""
+        return self.private / "chains"
+
+    def chain(self, sha256: str) -> Path:
+        return self.chains / sha256
+
     def blob(self, sha256: str) -> Path:
         return self.root.joinpath("private", "blobs", sha256[:2], sha256)
 

@@ -1,6 +1,7 @@
 """One attempt at one blob: ranges arrive in any order, are written at their offsets, and are hashed in order.
 
 Law: the hash follows the contiguous front, from buffers still in memory, else from the disk; there is no second pass.
+A piece that was checked as a step from the hash's own state is not hashed again.
 Memory is bounded by the pool, whatever the blob's size. Only a verified blob is committed.
 """
 
@@ -18,6 +19,7 @@ from cached.contract.errors import DigestMismatch, HoldfastError, Transient
 from cached.contract.layout import Layout
 from cached.contract.program import limits
 from cached.core.listing import Checksum, promises_content
+from cached.peers.chaining import ChainHasher, ChainStep
 from cached.store import blobs
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk.verity import Sealing, seal
@@ -111,7 +113,8 @@ class Attempt:
 
     committing = False  # it counts as receiving until it has its name
 
-    def __init__(self, spec: BlobSpec, shared: AttemptResources, *, stream: bool) -> None:
+    def __init__(self, spec: BlobSpec, shared: AttemptResources, *, stream: bool, keeps_chain: bool = False) -> None:
+        """`keeps_chain`: the states of sha256 between the pieces are wanted."""
         self.spec = spec
         self.size = spec.key.size
         self.stream = stream or self.size is None
@@ -121,6 +124,9 @@ class Attempt:
         self.left_bytes = 0  # of the partial blob on the disk, after a failure
         self.has_peer_bytes = False  # whether other nodes sent some of them
         self.has_proxied_bytes = False  # whether the origin proxy did
+        self.chain: bytes | None = None  # of a committed blob: the states of sha256 between its pieces, if kept
+        self._keeps_chain = keeps_chain
+        self._checked: dict[int, tuple[ChainStep, int]] = {}  # pieces of other nodes, and their length, by offset
         self._shared = shared
         if stream:
             forget(shared.layout, spec.key.id)
@@ -232,10 +238,13 @@ class Attempt:
         and until then others may be written in their place. Raises `HoldfastError`."""
         self._ingest.write(buffer, length, offset)
 
-    def accept_piece(self, segment: Segment) -> None:
-        """Count a range that was written provisionally, whose sha256 was right. The hash reads it from the disk."""
+    def accept_piece(self, segment: Segment, step: ChainStep | None) -> None:
+        """Count a range that was written provisionally, whose sha256 was right: the hash reads it from the disk. Where
+        it was checked as a `step` of the chain, the hash goes over it."""
         assert segment.end is not None
         with self._lock:
+            if step is not None:
+                self._checked[segment.start] = step, segment.end - segment.start
             self._written.add(segment.start, segment.end)
             self.has_peer_bytes = True
             self._wake_first_waiting()
@@ -350,7 +359,7 @@ class Attempt:
         return self._written.end_at(self._front) > self._front
 
     def _follow(self) -> None:
-        sha = hashlib.sha256()
+        sha: Hasher = ChainHasher() if self._keeps_chain else hashlib.sha256()
         hashes: list[Hasher] = [sha]
         git: Hasher | None = None
         checksum: Hasher | None = None
@@ -364,7 +373,7 @@ class Attempt:
             while (piece := self._next_piece()) is not None:
                 held, offset, length = piece
                 if held is None:
-                    length = self._hash_from_disk(hashes, offset, length)
+                    length = self._skip_checked(hashes, offset) or self._hash_from_disk(hashes, offset, length)
                 else:
                     try:
                         for each in hashes:
@@ -377,6 +386,8 @@ class Attempt:
                 git = self._read_git_id()
             compare_digests(self.spec, sha.hexdigest(), git, checksum)
             verified = self._commit(sha.hexdigest())
+            if isinstance(sha, ChainHasher):
+                self.chain = sha.states()
         except BaseException as error:  # noqa: BLE001 - every error becomes the outcome
             self._abandon(error)
         else:
@@ -409,6 +420,16 @@ class Attempt:
                     self._finished = True
                     return None
                 self._for_hash.wait()
+
+    def _skip_checked(self, hashes: list[Hasher], offset: int) -> int:
+        """Go over a piece at the front that was checked as a step of the chain, if that is the chain so far; return its
+        bytes, 0 if it must be hashed."""
+        with self._lock:
+            step, length = self._checked.pop(offset, (None, 0))
+        sha = hashes[0]
+        if step is None or len(hashes) > 1 or not isinstance(sha, ChainHasher):
+            return 0
+        return length if sha.skip(step, length) else 0
 
     def _hash_from_disk(self, hashes: list[Hasher], offset: int, length: int) -> int:
         with self._shared.buffers.lent() as buffer:

@@ -209,8 +209,12 @@ class Download:
             if self._attempt is not None:
                 return self._attempt
             self._started = self._started or time.monotonic()
-            kind = SmallAttempt if is_small(self.spec) else Attempt
-            attempt = kind(self.spec, self._workers, stream=self._stream)
+            attempt: AnyAttempt
+            if is_small(self.spec):
+                attempt = SmallAttempt(self.spec, self._workers, stream=self._stream)
+            else:
+                keeps_chain = self._supply.keeps_chain
+                attempt = Attempt(self.spec, self._workers, stream=self._stream, keeps_chain=keeps_chain)
             self._attempt = attempt
             self.bytes_done = attempt.resumed_bytes
         # Not within the lock: the callback of an attempt that has ended runs at once.
@@ -250,7 +254,7 @@ class Download:
         if load is None:  # preempted
             self._supply.failed(assignment, None)
             return assignment.segment
-        attempt.accept_piece(assignment.segment)
+        attempt.accept_piece(assignment.segment, piece.step)
         self._progressed(_size(assignment.segment), streaming=False)
         self._supply.received(assignment, Receipt(piece.sha256, time.monotonic() - began, load))
         attempt.record_soon()
@@ -260,7 +264,7 @@ class Download:
         """Receive and write a piece and compare its sha256; return what its peer says of its load, None if a more
         urgent download preempts it. Raises `HoldfastError` for the peer, `_DiskFailed` for this node's disk."""
         assert segment.end is not None
-        digest, offset = hashlib.sha256(), segment.start
+        hasher, offset = piece.make_hasher(), segment.start
         self._workers.at_work.begin_wait()
         try:
             body = self._workers.peer_client.get(piece.target, segment.start, _size(segment), attempt.cancellation)
@@ -280,7 +284,7 @@ class Download:
                         self._workers.observer.received(_PEER, length)
                     if length < len(view):
                         raise Transient("bad_response", f"{self.spec.name}: a peer's piece ended early", "")
-                    digest.update(view)
+                    hasher.update(view)
                     try:
                         self._space.grow(segment.end)
                         attempt.write_provisional(buffer, length, offset)
@@ -289,9 +293,7 @@ class Download:
                 offset += length
                 if offset < segment.end and self._workers.outranked(self):
                     return None
-        if digest.hexdigest() != piece.sha256:
-            where = f"{self.spec.name}: bytes {segment.start} to {segment.end} of a peer"
-            raise DigestMismatch(where, piece.sha256, digest.hexdigest(), "the piece is fetched elsewhere")
+        piece.check(hasher, f"{self.spec.name}: bytes {segment.start} to {segment.end} of a peer")
         return body.load
 
     # --- receiving from the origin ---------------------------------------------------------------------------------
@@ -300,14 +302,15 @@ class Download:
         """Receive a segment from the origin; of one that is told, tell the supply its sha256, or that it failed."""
         if not assignment.is_told:
             return self._receive_segment(attempt, assignment.segment, None)
-        digest, began = hashlib.sha256(), time.monotonic()
+        digest, began = hashlib.sha256() if assignment.needs_sha256 else None, time.monotonic()
         try:
             rest = self._receive_segment(attempt, assignment.segment, digest)
         except _Interrupted as interrupted:
             self._supply.failed(assignment, interrupted.error)
             raise
         if rest is None and not attempt.stream:
-            self._supply.received(assignment, Receipt(digest.hexdigest(), time.monotonic() - began, ""))
+            sha256 = None if digest is None else digest.hexdigest()
+            self._supply.received(assignment, Receipt(sha256, time.monotonic() - began, ""))
         else:
             self._supply.failed(assignment, None)
         return rest
@@ -524,6 +527,8 @@ class Download:
             if self._started is not None:
                 self._workers.observer.fetched(self.spec.kind, time.monotonic() - self._started)
             self.last_error = None
+            if attempt.chain is not None:
+                self._supply.note_chain(attempt.chain)
             self._settle(outcome.result())
             self._attempt = None  # breaks a reference cycle: thousands would wait for the garbage collector
             return

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from cached.contract.errors import HoldfastError
 from cached.fetch.attempt import AttemptResources, BlobSpec, NoRanges, Segment, Verified, compare_digests
+from cached.peers.chaining import ChainStep
 from cached.store.disk import durable
 from cached.store.group_commit import PendingBlob
 from cached.transport.checksums import Hasher, new_hasher
@@ -34,6 +35,7 @@ class SmallAttempt:
     """The state of one attempt. One worker at a time feeds it; the committing thread ends it."""
 
     resumed_bytes = left_bytes = 0  # as in `Attempt`: no bytes are resumed, or left
+    chain: bytes | None = None  # as in `Attempt`
 
     def __init__(self, spec: BlobSpec, shared: AttemptResources, *, stream: bool) -> None:
         assert spec.key.size is not None
@@ -114,7 +116,7 @@ class SmallAttempt:
         assert offset == len(self._data)
         self._data += buffer[:length]
 
-    def accept_piece(self, segment: Segment) -> None:  # noqa: ARG002 - it is the whole blob
+    def accept_piece(self, segment: Segment, step: ChainStep | None) -> None:  # noqa: ARG002 - it is the whole blob
         """Note that the bytes are another node's, whose sha256 was right."""
         self.has_peer_bytes = True
 

@@ -52,6 +52,7 @@ from cached.fetch.resolving.selection import (
 )
 from cached.fetch.sharing import share_files
 from cached.fetch.small_attempt import is_small
+from cached.fetch.supply import SupplyMaker
 from cached.fetch.trace import FetchTrace, record_downloads, recorded
 from cached.node.publisher import Publisher
 from cached.node.status_files import FetchProgress, StatusFiles
@@ -445,7 +446,7 @@ class VersionFetches:
             sizes |= {each.spec.key.id: each.spec.key.size or 0 for each in missing}
             self._ledger.require_capacity(sum(sizes.values()))
         self._status_files.set_progress(ref, State.FETCHING, FetchProgress(total, here))
-        pool = await self._compute(len(wanted), self._join_pool, wanted, known) if missing else None
+        pool = await self._compute(len(wanted), self._join_pool, wanted, known, fetch.holders) if missing else None
         awaited = self._running[ref] = []
         failure: str | None = None
         try:
@@ -498,7 +499,9 @@ class VersionFetches:
         needed = error.needed_bytes + sum({key.id: key.size or 0 for key in failed}.values())
         return NoSpace(needed, min(needed, sum(self.stake(ref).left.values())), self._ledger.compute_use())
 
-    def _join_pool(self, wanted: Sequence[_WantedFile], known: Mapping[str, Verified]) -> VersionPool | None:
+    def _join_pool(
+        self, wanted: Sequence[_WantedFile], known: Mapping[str, Verified], holders: Holders | None
+    ) -> VersionPool | None:
         """Fetch the large blobs of known sha256 with the other nodes, if there are any."""
         sizes = {
             each.spec.sha256: each.spec.key.size
@@ -507,7 +510,7 @@ class VersionFetches:
         }
         if self._pool is None or not sizes:
             return None
-        return self._pool.join(sizes, sizes.keys() & {verified.sha256 for verified in known.values()})
+        return self._pool.join(sizes, sizes.keys() & {verified.sha256 for verified in known.values()}, holders)
 
     async def _start(
         self,
@@ -538,9 +541,7 @@ class VersionFetches:
                 for number, (id_, files) in enumerate(new.items(), 1):
                     locate = partial(locator.locate, files[0].file)
                     spec = files[0].spec
-                    supply = None if pool is None else pool.make_supply_of(spec.sha256)
-                    if supply is None and fetch.holders is not None:
-                        supply = fetch.holders.make_supply_of(spec)
+                    supply = self._make_supply(spec, pool, fetch.holders)
                     started = self._downloads.start(spec, locate, allotments.pop(id_), ref, fetch.urgency(), supply)
                     if pool is not None and spec.sha256 is not None:
                         started[1].add_done_callback(partial(_mark_committed, pool, spec.sha256))
@@ -551,6 +552,15 @@ class VersionFetches:
             finally:
                 for allotment in allotments.values():
                     allotment.give_back()
+
+    def _make_supply(self, spec: BlobSpec, pool: VersionPool | None, holders: Holders | None) -> SupplyMaker | None:
+        """Return what makes the supply of a blob; None for its origin alone."""
+        supply = None if pool is None else pool.make_supply_of(spec.sha256)
+        if supply is None and holders is not None:
+            supply = holders.make_supply_of(spec)
+        if supply is None and self._pool is not None and spec.sha256 is not None and not is_small(spec):
+            supply = self._pool.make_lone_supply(spec.sha256)
+        return supply
 
     async def _share_files(self, source: Source, wanted: Sequence[_WantedFile]) -> None:
         """Share the bytes of the local files among `wanted`, whose space is reserved, before their downloads start."""

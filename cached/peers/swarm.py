@@ -174,7 +174,21 @@ class Swarm:
 
     def find_untold(self) -> int:
         """Return the pieces whose digest no node has told, this one included."""
-        return self._all & ~self._checkable & ~bits.set_of(self._vouched)
+        return self._all & ~bits.set_of(self._digests) & ~bits.set_of(self._vouched)
+
+    def set_chained(self, pieces: int) -> None:
+        """Say which pieces can be checked by their place in a chain, whether their digest is known or not."""
+        self._checkable = bits.set_of(self._digests) | pieces
+
+    def meet(self, peer: str, have: int, now: float) -> None:
+        """Add a neighbour that a tracker has not named, with what it has."""
+        if peer not in self._left:
+            self._neighbours.setdefault(peer, _Neighbour(peer))
+            self.heard(peer, have, Load(), now)
+
+    def list_neighbours(self) -> tuple[str, ...]:
+        """Return the neighbours now."""
+        return tuple(self._neighbours)
 
     def vouch(self, piece: int, sha256: str) -> None:
         """Tell others the digest of a piece that came from the origin, or from a verified blob."""

@@ -56,6 +56,11 @@ class Holders:
             self._peers[peer] += 1
         return PeerPiece(self._addresses.target_of(peer, sha256, 0, size), sha256, peer)
 
+    def list_all(self) -> tuple[str, ...]:
+        """Return the nodes that are left."""
+        with self._lock:
+            return tuple(self._peers)
+
     def leave(self, peer: str) -> None:
         """Ask a node for nothing more."""
         with self._lock:
@@ -73,6 +78,11 @@ class HeldVersion:
 
 class _SmallSupply:
     """The supply of one small blob, a `Supply`: each holder once, then the origin, and so on."""
+
+    keeps_chain = False
+
+    def note_chain(self, states: bytes) -> None:
+        """Do nothing: it is no piece."""
 
     def __init__(self, holders: Holders, sha256: str, size: int) -> None:
         self._holders = holders

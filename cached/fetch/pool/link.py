@@ -17,6 +17,7 @@ from cached.contract.manifest import MAX_MANIFEST_BYTES
 from cached.fetch.pool.version import parse_load
 from cached.peers import bits
 from cached.peers.access import PoolKeys, SignedRequest, digest_content
+from cached.peers.chaining import STATE_BYTES
 from cached.peers.members import parse_address, trackers_of
 from cached.peers.messages import (
     MAX_BODY_BYTES,
@@ -28,6 +29,7 @@ from cached.peers.messages import (
     decode_reply,
     encode_announce,
 )
+from cached.peers.pieces import MAX_PIECES
 from cached.peers.swarm import Load
 from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation, Cancelled
@@ -93,6 +95,19 @@ class HttpPoolLink:
             return bits.decode(answer.body, pieces), parse_load(answer.headers.get("Holdfast-Load", ""))
         except ValueError:
             return None
+
+    def list_trackers(self, version: str) -> tuple[str, ...]:
+        """Return the trackers of a version, the first to be asked first."""
+        return trackers_of(version, self._members.list_all())
+
+    def read_chain(self, peer: str, version: str) -> bytes | None:
+        """Return what a node says are the chaining values of a version; None if it does not say."""
+        answer = self._get(peer, f"/v1/versions/{version}/chain", MAX_PIECES * STATE_BYTES)
+        return None if answer is None or answer.status != _OK else answer.body
+
+    def want_digests(self, peer: str, version: str) -> None:
+        """Ask a node to tell the sha256 of a version's pieces."""
+        self._get(peer, f"/v1/versions/{version}/digests", MAX_BODY_BYTES)
 
     def find_holders(self, digest: Digest) -> tuple[str, ...] | None:
         """Ask the trackers of a manifest who has its snapshot, in their order; None if none of them answers."""

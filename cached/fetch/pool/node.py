@@ -11,7 +11,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
@@ -20,16 +20,19 @@ from cached.contract.errors import HoldfastError, InvalidManifest
 from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest
 from cached.contract.program.thread_pool import start_pool
+from cached.fetch.pool.chains import LoneSupply
 from cached.fetch.pool.held_version import HeldVersion, Holders
 from cached.fetch.pool.holders import HolderSearch
 from cached.fetch.pool.membership import Membership
 from cached.fetch.pool.version import PoolLink, VersionPool
+from cached.fetch.supply import SupplyMaker
 from cached.peers import bits
+from cached.peers.bits import all_bits
 from cached.peers.members import MAX_MEMBERS
 from cached.peers.messages import Announce, BadMessage, Reply
 from cached.peers.pieces import PieceMap
 from cached.peers.trackers import TooMany, Trackers
-from cached.store import blobs
+from cached.store import blobs, chains
 from cached.transport.client import Response
 from cached.transport.connection.cancel import Cancellation
 
@@ -38,13 +41,11 @@ _log = logging.getLogger(__name__)
 _ASKING = 16  # members asked at once whether they have a version
 _MAX_ASKED = 2 * MAX_MEMBERS  # questions that wait: beyond, a new version is dealt without a survey
 _MAX_SEEDED = 64
+_MAX_CHAINS = 16  # of at most 4 MiB
 
 
 class NodeLink(PoolLink, Protocol):
-    """The way to the other nodes, with the question for seeds."""
-
-    def ask_for_seed(self, peer: str, message: Announce) -> Announce | None:
-        """Return what a node has of a version, which it announces from now on; None if it has nothing of it."""
+    """The way to the other nodes, with the questions for snapshots."""
 
     def find_holders(self, digest: Digest) -> tuple[str, ...] | None:
         """Return the members that say they hold a snapshot; None if no tracker answers."""
@@ -80,24 +81,40 @@ class PoolNode:
         self._versions: dict[str, VersionPool] = {}
         self._trackers = Trackers(random.Random())  # noqa: S311 - whom to ask, no secret
         self._tracked: set[str] = set()
+        self._told_chains: dict[str, bytes] = {}  # of versions that are tracked here, as a seed told
         self._asking: ThreadPoolExecutor = start_pool(_ASKING, "survey")
         self._asked = 0  # members that are asked, or wait for it
         self._holders = HolderSearch(link.has_snapshot, self._asking)
         self._closing = False
+        self._asking.submit(self._sweep)
 
-    def join(self, blob_sizes: Mapping[str, int], committed: Iterable[str]) -> VersionPool | None:
-        """Begin to fetch a version of these blobs (size by sha256), of which some are committed; None where there is
-        no key, no other node, or too many pieces. `VersionPool.leave` ends it."""
+    def _sweep(self) -> None:
+        """Delete the chaining values of blobs that went."""
+        try:
+            chains.sweep(self._layout)
+        except OSError as error:
+            _log.warning("chaining values: %s", error)
+
+    def join(
+        self, blob_sizes: Mapping[str, int], committed: Iterable[str], holders: Holders | None = None
+    ) -> VersionPool | None:
+        """Begin to fetch a version of these blobs (size by sha256), of which some are committed, and which `holders`
+        are known to have; None where there is no key, no other node, or too many pieces. `VersionPool.leave` ends
+        it."""
         if not self._has_key() or not self._membership.list_others():
             return None
         try:
             pieces = PieceMap(blob_sizes.items())
-            return self._enter(pieces, committed)
+            return self._enter(pieces, committed, () if holders is None else holders.list_all())
         except (ValueError, HoldfastError) as error:
             _log.warning("fetching without other nodes: %s", error)
             return None
 
-    def _enter(self, pieces: PieceMap, committed: Iterable[str]) -> VersionPool:
+    def make_lone_supply(self, sha256: str) -> SupplyMaker:
+        """Return what makes the supply of a large blob that is fetched without other nodes, for which it is hashed."""
+        return lambda _wake: LoneSupply(self._layout, sha256)
+
+    def _enter(self, pieces: PieceMap, committed: Iterable[str], holders: Sequence[str] = ()) -> VersionPool:
         have = 0
         for sha256 in committed:
             have |= pieces.pieces_of(sha256)
@@ -105,7 +122,7 @@ class PoolNode:
             known = self._versions.get(pieces.key)
             if known is not None and known.enter():
                 return known
-            found = VersionPool(pieces, self._find_zone, have, self._link, self._layout, self._forget)
+            found = VersionPool(pieces, self._find_zone, have, self._link, self._layout, self._forget, holders)
             self._versions[pieces.key] = found
             return found
 
@@ -206,6 +223,7 @@ class PoolNode:
             found = None
             try:
                 found = self._link.ask_for_seed(member, message)
+                self._ask_for_chain(member, found)
             except Exception:  # noqa: BLE001 - the others are asked, and then the origin
                 _log.exception("asking %s for version %s", member, message.version[:12])
             with self._lock:
@@ -219,6 +237,16 @@ class PoolNode:
 
         for member in members:
             self._asking.submit(ask, member)
+
+    def _ask_for_chain(self, member: str, found: Announce | None) -> None:
+        """Ask a seed for the chaining values of a version that is tracked here, for those that do not know it."""
+        if found is None or found.have != all_bits(found.pieces) or found.version in self._told_chains:
+            return
+        chain = self._link.read_chain(member, found.version)
+        with self._lock:
+            self._told_chains = {each: told for each, told in self._told_chains.items() if self._trackers.tracks(each)}
+            if chain is not None and len(self._told_chains) < _MAX_CHAINS:
+                self._told_chains[found.version] = chain
 
     def seed(self, message: Announce) -> Announce | None:
         """Return what this node has of a version that it fetches, or has: then it announces it from now on."""
@@ -252,3 +280,17 @@ class PoolNode:
         """Return the bitmap of the pieces of a version that this node fetches or seeds."""
         found = self._versions.get(version)
         return None if found is None else bits.encode(found.list_have(), found.pieces.count)
+
+    def read_chain(self, version: str) -> bytes | None:
+        """Return the chaining values of a version that this node fetches, seeds or tracks; None unless all are
+        known."""
+        found = self._versions.get(version)
+        known = None if found is None else found.read_chain()
+        return self._told_chains.get(version) if known is None else known
+
+    def want_digests(self, version: str) -> bool:
+        """Tell the sha256 of a version's pieces from now on; return False for one that this node has not."""
+        found = self._versions.get(version)
+        if found is not None:
+            found.want_digests()
+        return found is not None

@@ -14,6 +14,7 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -22,12 +23,14 @@ from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.contract.program import limits
 from cached.fetch.attempt import SEGMENT_BYTES, Segment
+from cached.fetch.pool.chains import VersionChains, states_bytes, write_chain
 from cached.fetch.pool.held_version import BUSY
 from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker, is_whole_piece
-from cached.peers import bits
+from cached.peers import bits, chaining
 from cached.peers.messages import Announce, Reason, Reply
 from cached.peers.pieces import PIECE_BYTES, PieceMap
 from cached.peers.swarm import Load, Request, Swarm
+from cached.store import chains
 from cached.transport.target import HttpTarget
 
 _log = logging.getLogger(__name__)
@@ -37,6 +40,11 @@ _LOAD = re.compile(r"(\d{1,4}),(\d{1,4})", re.ASCII)
 _TURN_S = 0.25  # between two looks of the thread, unless there is news
 _UNASKED_S = 8.0  # a seed goes after so long without a fetch by a node
 _TOLD_A_TURN = 8
+_ASKED_S = 5.0  # between two questions to one neighbour how to check pieces
+_ASKED_A_TURN = 3
+_LOADING_S = 1.0
+_MET = 4  # holders that are asked to announce what they have
+_PATIENCE_S = 15.0  # for nodes that said they have the version: until then no grant is taken
 _HASHED_AT_ONCE = 4 * 1024 * 1024
 
 
@@ -48,6 +56,18 @@ class PoolLink(Protocol):
 
     def poll(self, peer: str, version: str, pieces: int) -> tuple[int, Load] | None:
         """Return what a peer has of a version, and its load; None if it does not answer."""
+
+    def ask_for_seed(self, peer: str, message: Announce) -> Announce | None:
+        """Return what a node has of a version, which it announces from now on; None if it has nothing of it."""
+
+    def list_trackers(self, version: str) -> tuple[str, ...]:
+        """Return the trackers of a version, the first to be asked first."""
+
+    def read_chain(self, peer: str, version: str) -> bytes | None:
+        """Return what a node says are the chaining values of a version; None if it does not say."""
+
+    def want_digests(self, peer: str, version: str) -> None:
+        """Ask a node to tell the sha256 of a version's pieces."""
 
     def target_of(self, peer: str, sha256: str, start: int, end: int) -> HttpTarget:
         """Return the signed address of a range of a blob at a peer."""
@@ -64,9 +84,10 @@ class VersionPool:
         link: PoolLink,
         layout: Layout,
         forget: Callable[[VersionPool], None],
+        holders: Sequence[str] = (),
     ) -> None:
         """`find_zone`: asked at each turn; `have`: the pieces of blobs committed already; `forget` is called by
-        the thread at its end. Raises `Transient` (`no_thread`)."""
+        the thread at its end; `holders`: nodes that are known to have the version. Raises `Transient` (`no_thread`)."""
         self.pieces = pieces
         self._link = link
         self._layout = layout
@@ -76,6 +97,17 @@ class VersionPool:
         self._lock = threading.Lock()
         rng = random.Random()  # noqa: S311 - whom to ask, no secret
         self._swarm = Swarm(pieces.key, pieces.count, find_zone(), have, self._clock(), rng)
+        self._is_chaining = chaining.is_available()
+        self._chains = VersionChains(pieces)
+        if self._is_chaining:
+            self._swarm.set_chained(self._chains.known_pieces)
+        self._asked: dict[str, float] = {}  # when a neighbour was asked how to check pieces
+        self._liars: set[str] = set()  # whose chaining values a piece contradicted
+        self._suspects: set[str] = set()  # whose piece contradicted chaining values
+        self._digests_wanted = False
+        self._loaded = threading.Event()
+        self._unmet = list(holders[:_MET])
+        self._patient_until = self._clock() + _PATIENCE_S if holders else 0.0
         self._users = 1
         self._active_at = self._clock()  # when a tracker last named a node that fetches the version
         self._supplies: dict[str, BlobSupply] = {}
@@ -161,33 +193,86 @@ class VersionPool:
         for number in whole:
             among |= 1 << number
         with self._lock:
-            request = self._swarm.next_request(among, self._clock())
+            request = self._next_request(among)
             if request is None:
                 return None
             segment = whole[request.piece]
+            step = self._chains.find_step(sha256, segment.start) if self._is_chaining else None
             if request.peer is None:
-                return Assignment(segment, None, is_told=True)
+                return Assignment(segment, None, is_told=True, needs_sha256=step is None)
             digest = self._swarm.digest_of(request.piece)
-        assert digest is not None
+        assert digest is not None or step is not None
         assert segment.end is not None
         target = self._link.target_of(request.peer, sha256, segment.start, segment.end)
-        return Assignment(segment, PeerPiece(target, digest, request.peer))
+        return Assignment(segment, PeerPiece(target, digest, request.peer, step))
+
+    def _next_request(self, among: int) -> Request | None:
+        """Return the next request. A node that knows holders gives grants back: the origin is for those that know none.
+        Call with the lock held."""
+        while True:
+            now = self._clock()
+            request = self._swarm.next_request(among, now)
+            is_patient = now < self._patient_until and not self._swarm.is_alone(now)
+            if request is None or request.peer is not None or not is_patient:
+                return request
+            self._swarm.failed(request, None, now)
 
     def received(self, sha256: str, assignment: Assignment, receipt: Receipt) -> None:
         """Take a piece."""
         request, size = self._request_of(sha256, assignment), _size(assignment.segment)
         with self._lock:
             self._swarm.received(request, size / max(receipt.seconds, 1e-6), parse_load(receipt.load), self._clock())
-            if request.peer is None:
+            if request.peer is None and receipt.sha256 is not None:
                 self._swarm.vouch(request.piece, receipt.sha256)
         self._news.set()
 
     def failed(self, sha256: str, assignment: Assignment, error: HoldfastError | None) -> None:
         """Take back a piece, and leave its peer unless that was only busy."""
         request = self._request_of(sha256, assignment)
+        reason = _reason_of(error)
         with self._lock:
-            self._swarm.failed(request, _reason_of(error), self._clock())
+            is_contradiction = error is not None and error.code == "digest_mismatch"
+            if is_contradiction and assignment.piece is not None and assignment.piece.step is not None:
+                reason = self._take_contradiction(sha256, assignment.piece.peer)
+            self._swarm.failed(request, reason, self._clock())
         self._news.set()
+
+    def _take_contradiction(self, sha256: str, peer: str) -> Reason | None:
+        """Take back a chain that a peer's piece contradicts; return why the peer is left. Either may be wrong: no node
+        is told that the peer is, unless that follows, and it is left only if it did so before. Call with the lock
+        held."""
+        if self._chains.is_certain(sha256) or peer == self._chains.giver:
+            reason: Reason | None = Reason.WRONG
+        else:
+            reason = Reason.GONE if peer in self._suspects else None
+        self._suspects.add(peer)
+        if not self._chains.is_certain(sha256):
+            if self._chains.giver is not None:
+                self._liars.add(self._chains.giver)
+            self._chains.drop()
+            self._swarm.set_chained(self._chains.known_pieces)
+        return reason
+
+    def note_chain(self, sha256: str, states: bytes) -> None:
+        """Take the chaining values of a committed blob, and keep them for later seeds."""
+        with self._lock:
+            self._keep_chain(sha256, states)
+        write_chain(self._layout, sha256, states)
+
+    def _keep_chain(self, sha256: str, states: bytes) -> None:
+        self._chains.keep(sha256, states)
+        if self._is_chaining:
+            self._swarm.set_chained(self._chains.known_pieces)
+
+    def read_chain(self) -> bytes | None:
+        """Return the chaining values of the version; None unless all are known."""
+        self._loaded.wait(_LOADING_S)
+        with self._lock:
+            return self._chains.encode()
+
+    def want_digests(self) -> None:
+        """Tell the sha256 of pieces too: a node cannot check them by the chain."""
+        self._digests_wanted = True
 
     def lose(self, sha256: str) -> None:
         """Take back all pieces of a blob: they are neither announced nor served any more."""
@@ -202,6 +287,7 @@ class VersionPool:
     # --- the thread ------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        self._load_chains()
         while not self._is_over():
             try:
                 self._take_turn()
@@ -211,6 +297,18 @@ class VersionPool:
             self._news.clear()
         self._forget(self)
 
+    def _load_chains(self) -> None:
+        """Read the chaining values that were found out before, of the blobs that are here."""
+        for sha256, _ in self.pieces.blobs:
+            length = states_bytes(self.pieces, sha256)
+            with self._lock:
+                is_here = not self.pieces.pieces_of(sha256) & ~self._swarm.have
+            states = chains.read(self._layout, sha256, length) if is_here and length else None
+            if states is not None:
+                with self._lock:
+                    self._keep_chain(sha256, states)
+        self._loaded.set()
+
     def _is_over(self) -> bool:
         """Return whether the thread may end: no fetch here, and no node elsewhere to seed for."""
         with self._lock:
@@ -219,9 +317,11 @@ class VersionPool:
             return self._ended
 
     def _tell_digests(self) -> None:
-        """Tell the sha256 of some pieces that no node has told yet, of committed blobs, from a random one on."""
+        """Tell the sha256 of some pieces that no node has told yet, of committed blobs, from a random one on: where the
+        chain is known, only if a node asks for them."""
         with self._lock:
-            untold = [] if not self._swarm.is_complete else list(bits.numbers_in(self._swarm.find_untold()))
+            tells = self._swarm.is_complete and (self._digests_wanted or not self._chains.is_known)
+            untold = list(bits.numbers_in(self._swarm.find_untold())) if tells else []
         start = random.randrange(len(untold)) if untold else 0  # noqa: S311
         for number in (untold[start:] + untold[:start])[:_TOLD_A_TURN]:
             piece = self.pieces.find(number)
@@ -230,7 +330,45 @@ class VersionPool:
                 with self._lock:
                     self._swarm.vouch(number, sha256)
 
+    def _meet_holders(self) -> None:
+        """Have the nodes that hold the version announce it, and ask those of this zone at once."""
+        while self._unmet and not self._closing:
+            holder = self._unmet.pop()
+            with self._lock:
+                message = replace(self._swarm.describe(), blobs=self.pieces.blobs)
+            found = self._link.ask_for_seed(holder, message)
+            if found is not None and found.pieces == self.pieces.count and found.zone == message.zone:
+                with self._lock:
+                    self._swarm.meet(holder, found.have, self._clock())
+
+    def _ask_how_to_check(self) -> None:
+        """Ask some nodes for the chaining values, or to tell the sha256 of pieces where those cannot be used."""
+        for peer in self._list_advisers():
+            if self._closing or self._is_announce_due():
+                return
+            self._asked[peer] = self._clock()
+            if not self._is_chaining or self._liars:
+                self._link.want_digests(peer, self.pieces.key)
+            data = self._link.read_chain(peer, self.pieces.key) if self._is_chaining else None
+            with self._lock:
+                if data is not None and self._chains.take(peer, data):
+                    self._swarm.set_chained(self._chains.known_pieces)
+                    return
+
+    def _list_advisers(self) -> list[str]:
+        """Return the nodes to ask how pieces are checked: trackers, who asked all members, and then neighbours."""
+        trackers, now = self._link.list_trackers(self.pieces.key), self._clock()
+        with self._lock:
+            if self._swarm.is_complete or (self._is_chaining and self._chains.is_known):
+                return []
+            neighbours = list(self._swarm.list_neighbours())
+            random.shuffle(neighbours)
+            known = dict.fromkeys((*trackers, *neighbours))
+            due = [each for each in known if now >= self._asked.get(each, -_ASKED_S) + _ASKED_S]
+            return [each for each in due if each not in self._liars][:_ASKED_A_TURN]
+
     def _take_turn(self) -> None:
+        self._meet_holders()
         with self._lock:
             supplies = list(self._supplies.values())
             among = self._find_open(supplies)
@@ -246,6 +384,8 @@ class VersionPool:
             if self._closing or self._is_announce_due():  # a silent peer may take seconds
                 break
             self._poll(peer)
+        if any(each.is_open for each in supplies):
+            self._ask_how_to_check()
         for supply in supplies:
             supply.wake_idle()
         self._tell_digests()
@@ -284,6 +424,8 @@ class VersionPool:
 class BlobSupply:
     """The supply of one blob of a version in a pool: a `Supply`."""
 
+    keeps_chain: bool
+
     def __init__(self, pool: VersionPool, sha256: str, wake: Callable[[], None]) -> None:
         self.sha256 = sha256
         self.is_idle = False  # the last `choose` found nothing
@@ -292,6 +434,7 @@ class BlobSupply:
         self._size = dict(pool.pieces.blobs)[sha256]
         self._wake = wake
         self._only_origin = False
+        self.keeps_chain = chaining.is_available()
 
     def choose(self, segments: Sequence[Segment]) -> Assignment | None:
         """Return the next segment and its place, None if nothing is to be asked now."""
@@ -323,6 +466,10 @@ class BlobSupply:
         """Fetch this blob from its origin alone."""
         self._only_origin = True
         self.is_idle = False
+
+    def note_chain(self, states: bytes) -> None:
+        """Keep the states of sha256 between the blob's pieces."""
+        self._pool.note_chain(self.sha256, states)
 
     def wake_idle(self) -> None:
         """Let a download that had nothing to ask for try again."""

@@ -45,6 +45,13 @@ class Partials(Protocol):
     def list_have(self, version: str) -> bytes | None:
         """Return the bitmap of the pieces of a version that this node has or fetches; None if it does neither."""
 
+    def read_chain(self, version: str) -> bytes | None:
+        """Return the chaining values of a version, None unless all are known here."""
+
+    def want_digests(self, version: str) -> bool:
+        """Tell the sha256 of the pieces of a version: a node cannot check them otherwise; return False for one that is
+        not here."""
+
 
 class NoPartials:
     """Of a node that serves committed blobs only."""
@@ -54,6 +61,13 @@ class NoPartials:
 
     def list_have(self, version: str) -> bytes | None:
         """Return None: nothing is fetched."""
+
+    def read_chain(self, version: str) -> bytes | None:
+        """Return None: nothing is fetched."""
+
+    def want_digests(self, version: str) -> bool:  # noqa: ARG002
+        """Return False: nothing is fetched."""
+        return False
 
 
 class Contents:
@@ -66,6 +80,14 @@ class Contents:
     def list_have(self, version: str) -> bytes | None:
         """Return the bitmap of the pieces of a version that this node fetches; None if it fetches no such version."""
         return self._partials.list_have(version)
+
+    def read_chain(self, version: str) -> bytes | None:
+        """Return the chaining values of a version that this node has or fetches; None unless all are known."""
+        return self._partials.read_chain(version)
+
+    def want_digests(self, version: str) -> bool:
+        """Have the sha256 of a version's pieces told; return False for one that is not here."""
+        return self._partials.want_digests(version)
 
     @contextlib.contextmanager
     def open_range(self, blob: str, start: int, end: int) -> Iterator[OpenRange | None]:

@@ -44,6 +44,8 @@ _log = logging.getLogger(__name__)
 _BLOB_PATH = re.compile(r"/v1/blobs/sha256/([0-9a-f]{64})")
 _ANNOUNCE_PATH = re.compile(r"/v1/announces/([1-9][0-9]{0,4})")  # the port at which the asker serves
 _PIECES_PATH = re.compile(r"/v1/versions/([0-9a-f]{64})/pieces")
+_CHAIN_PATH = re.compile(r"/v1/versions/([0-9a-f]{64})/chain")
+_DIGESTS_PATH = re.compile(r"/v1/versions/([0-9a-f]{64})/digests")
 _MANIFEST_PATH = re.compile(r"/v1/manifests/sha256/([0-9a-f]{64})")
 _SNAPSHOT_PATH = re.compile(r"/v1/snapshots/sha256/([0-9a-f]{64})")
 _HOLDERS_PATH = re.compile(r"/v1/holders/sha256/([0-9a-f]{64})")
@@ -254,6 +256,10 @@ class PeerServer:
             self._answer_bytes(connection, self._contents.list_have(version[1]))
         elif manifest is not None:
             self._answer_bytes(connection, self._contents.read_manifest(Digest(manifest[1])))
+        elif (chained := _CHAIN_PATH.fullmatch(request.path)) is not None:
+            self._answer_bytes(connection, self._contents.read_chain(chained[1]))
+        elif (hashed := _DIGESTS_PATH.fullmatch(request.path)) is not None:
+            self._answer_bytes(connection, b"" if self._contents.want_digests(hashed[1]) else None)
         elif (snapshot := _SNAPSHOT_PATH.fullmatch(request.path)) is not None:
             self._answer_bytes(connection, b"" if self._contents.has_snapshot(Digest(snapshot[1])) else None)
         elif (wanted := _HOLDERS_PATH.fullmatch(request.path)) is not None:

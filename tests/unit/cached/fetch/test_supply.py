@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,10 @@ from cached.fetch.attempt import SEGMENT_BYTES, Segment
 from cached.fetch.pool.held_version import Holders
 from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker, is_whole_piece
 from cached.peers.access import PoolKeys, SignedRequest
+from cached.peers.chaining import ChainHasher, step_at
 from cached.peers.serving.contents import Contents, NoPartials
 from cached.peers.serving.server import PeerServer, ServerSettings
+from cached.store.ingest import Ingest
 from cached.transport.target import HttpTarget
 from tests.support.fetching import (
     DEADLINE_S,
@@ -75,6 +78,8 @@ class Pool:
         self.received_from: list[str] = []
         self.distrusted = False
         self.losses = 0
+        self.keeps_chain = False
+        self.chain: bytes | None = None
 
     def target(self, peer: str, segment: Segment) -> HttpTarget:
         return HttpTarget(peer)
@@ -101,6 +106,9 @@ class Pool:
             self.errors.append(None if error is None else error.code)
             if error is not None and assignment.piece.target.url in self.peers:
                 self.peers.remove(assignment.piece.target.url)
+
+    def note_chain(self, states: bytes) -> None:
+        self.chain = states
 
     def lose(self) -> None:
         self.losses += 1
@@ -294,6 +302,80 @@ def test_a_full_disk_is_not_the_peers_fault(tmp_path: Path, source: HostileOrigi
         assert isinstance(error, HoldfastError)
         assert error.code == "no_space"
         assert pool.errors == [None]
+
+
+class ChainedPool(Pool):
+    """The same, whose pieces are checked by the chain of `data`, not by a sha256 of their own."""
+
+    def __init__(self, data: bytes, *peers: str, sha256: str = "") -> None:
+        super().__init__(data, *peers)
+        self.keeps_chain = True
+        hasher = ChainHasher()
+        hasher.update(data)
+        self.states = hasher.states()
+        self._sha256 = sha256 or hasher.hexdigest()
+
+    def choose(self, segments: Sequence[Segment]) -> Assignment | None:
+        found = super().choose(segments)
+        if found is None or found.piece is None:
+            return found
+        step = step_at(self._sha256, found.segment.start, self.states)
+        return replace(found, piece=replace(found.piece, sha256=None, step=step))
+
+
+def test_a_chained_blob_costs_one_hash(tmp_path: Path, source: HostileOrigin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blob whose pieces were checked by the chain is committed without being read again, and its chain is told."""
+    monkeypatch.setattr(Ingest, "read", None)
+    with ExitStack() as stack, open_engine(tmp_path / "root", 3) as engine:
+        peer = serve_pieces(stack)
+        pool = ChainedPool(DATA, peer.url("/p"))
+        fetch(engine, source, pool)
+        assert not source.requests
+        assert pool.chain == pool.states
+
+
+def test_pieces_of_the_origin_continue_a_chain(tmp_path: Path, source: HostileOrigin) -> None:
+    """Where the peer is gone after a piece, the origin's bytes and the checked ones end in the blob's sha256."""
+    source.put("/f", LONG, etag='"v1"')
+    with ExitStack() as stack, open_engine(tmp_path / "root", 1) as engine:
+        peer = serve_pieces(stack, data=LONG)
+
+        class OnePiece(ChainedPool):
+            def received(self, assignment: Assignment, receipt: Receipt) -> None:
+                super().received(assignment, receipt)
+                self.peers.clear()
+
+        pool = OnePiece(LONG, peer.url("/p"))
+        fetch(engine, source, pool, LONG)
+        assert len(peer.requests) == 1
+        assert pool.chain == pool.states
+
+
+@pytest.mark.parametrize("wrong_at", [0, 33 * MIB])
+def test_a_forged_chain_commits_nothing(tmp_path: Path, source: HostileOrigin, wrong_at: int) -> None:
+    """The chain of other bytes, and a peer that sends these, cannot reach the blob's sha256: the blob comes from the
+    origin, right, and the source is not blamed."""
+    wrong = bytearray(DATA)
+    wrong[wrong_at] ^= 1
+    with ExitStack() as stack, open_engine(tmp_path / "root", 1) as engine:
+        peer = serve_pieces(stack, data=bytes(wrong))
+        pool = ChainedPool(bytes(wrong), peer.url("/p"), sha256=hashlib.sha256(DATA).hexdigest())
+        fetch(engine, source, pool)
+        assert pool.errors == ["digest_mismatch"]
+        assert engine.counts.failures == []
+        assert engine.counts.peer_mismatches == engine.counts.mismatches >= 1
+
+
+def test_a_wrong_state_costs_the_piece(tmp_path: Path, source: HostileOrigin) -> None:
+    """Right bytes that a wrong state contradicts come from elsewhere: nothing wrong is committed, nothing right is
+    refused for good."""
+    with ExitStack() as stack, open_engine(tmp_path / "root", 1) as engine:
+        peer = serve_pieces(stack)
+        pool = ChainedPool(DATA, peer.url("/p"))
+        pool.states = bytes(len(pool.states))
+        fetch(engine, source, pool)
+        assert pool.errors == ["digest_mismatch"]
+        assert len(source.requests) == PIECES
 
 
 SMALL = DATA[: MIB // 2]

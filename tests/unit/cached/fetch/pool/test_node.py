@@ -40,6 +40,15 @@ class Link:
     def poll(self, peer: str, version: str, pieces: int) -> tuple[int, Load] | None:
         return None
 
+    def list_trackers(self, version: str) -> tuple[str, ...]:
+        return ()
+
+    def read_chain(self, peer: str, version: str) -> bytes | None:
+        return None
+
+    def want_digests(self, peer: str, version: str) -> None:
+        """Ask nobody."""
+
     def find_holders(self, digest: Digest) -> tuple[str, ...] | None:
         return None
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cached.contract.errors import DigestMismatch
 from cached.contract.layout import Layout
 from cached.fetch.attempt import Segment
 from cached.fetch.pool.version import BlobSupply, VersionPool, parse_load
-from cached.fetch.supply import Receipt
-from cached.peers.messages import Announce, Reply
+from cached.fetch.supply import Assignment, Receipt
+from cached.peers.chaining import step_at
+from cached.peers.messages import Announce, Reason, Reply
 from cached.peers.pieces import PIECE_BYTES, PieceMap
 from cached.peers.swarm import Load
 from cached.transport.target import HttpTarget
@@ -32,23 +35,43 @@ class Link:
         self.answers = True
         self.active = True
         self.announces: list[Announce] = []
+        self.seeds: dict[str, int] = {}  # what holders have
+        self.chains: dict[str, bytes] = {}  # by tracker
+        self.asked: list[str] = []  # who was asked for a chain
+        self.wanted: list[str] = []  # who was asked for digests
 
     def announce(self, message: Announce) -> Reply | None:
         self.announces.append(message)
         return Reply((0, 1), (), (), (), "ab", 0, self.active) if self.answers else None
 
     def poll(self, peer: str, version: str, pieces: int) -> tuple[int, Load] | None:
-        return None
+        return (self.seeds[peer], Load()) if peer in self.seeds else None
+
+    def ask_for_seed(self, peer: str, message: Announce) -> Announce | None:
+        have = self.seeds.get(peer)
+        return None if have is None else replace(message, have=have, want=0)
+
+    def list_trackers(self, version: str) -> tuple[str, ...]:
+        return tuple(self.chains)
+
+    def read_chain(self, peer: str, version: str) -> bytes | None:
+        self.asked.append(peer)
+        return self.chains.get(peer)
+
+    def want_digests(self, peer: str, version: str) -> None:
+        self.wanted.append(peer)
 
     def target_of(self, peer: str, sha256: str, start: int, end: int) -> HttpTarget:
         return HttpTarget(f"http://{peer}/{sha256}")
 
 
 @contextmanager
-def version_pool(tmp_path: Path, link: Link, have: int = 0) -> Iterator[tuple[VersionPool, threading.Event]]:
+def version_pool(
+    tmp_path: Path, link: Link, have: int = 0, holders: Sequence[str] = ()
+) -> Iterator[tuple[VersionPool, threading.Event]]:
     """A version's pool, and an event that is set when it has ended."""
     ended = threading.Event()
-    pool = VersionPool(PIECES, lambda: "", have, link, Layout(tmp_path), lambda _: ended.set())
+    pool = VersionPool(PIECES, lambda: "", have, link, Layout(tmp_path), lambda _: ended.set(), holders)
     try:
         yield pool, ended
     finally:
@@ -144,3 +167,100 @@ def test_any_load_is_a_load(text: str) -> None:
     load = parse_load(text)
     assert 0 <= load.serving <= 9999
     assert 0 <= load.waiting <= 9999
+
+
+HOLDER, TRACKER, STATE = "10.0.0.1:9402", "10.0.0.2:9402", bytes(range(32))
+
+
+def choose(supply: BlobSupply, woken: threading.Event, *segments: Segment) -> Assignment:
+    """What the supply gives, once it has something."""
+    while (found := supply.choose(segments or (FIRST, LAST))) is None:
+        assert woken.wait(20)
+        woken.clear()
+    return found
+
+
+def test_a_holder_is_asked_at_once_and_checked_by_the_chain(tmp_path: Path) -> None:
+    """A node that knows a holder asks it for pieces that no sha256 was told of, and checks them by the chain that a
+    tracker told; it takes no grant of the origin, and gives those back that it gets."""
+    link = Link()
+    link.seeds[HOLDER], link.chains[TRACKER] = 3, STATE
+    with version_pool(tmp_path, link, holders=[HOLDER]) as (pool, _):
+        supply, woken = open_supply(pool)
+        assert supply.keeps_chain
+        found = choose(supply, woken, FIRST)
+        assert found.piece is not None
+        assert (found.piece.peer, found.piece.sha256) == (HOLDER, None)
+        assert found.piece.step == step_at(BLOB, 0, STATE)
+        supply.received(found, Receipt(None, 1.0, ""))
+        last = choose(supply, woken, LAST)
+        assert last.piece is not None
+        assert last.piece.step == step_at(BLOB, PIECE_BYTES, STATE)
+        assert pool.read_chain() == STATE
+
+
+def test_grants_are_another_nodes_while_a_holder_is_known(tmp_path: Path) -> None:
+    """A node that knows holders gives back what it is granted, also while none of them has answered."""
+    link = Link()
+    with version_pool(tmp_path, link, holders=[HOLDER]) as (pool, _):
+        supply, _ = open_supply(pool)
+
+        def is_given_back() -> bool:
+            assert supply.choose((FIRST, LAST)) is None
+            return {piece for each in link.announces for piece in each.failed} == {0, 1}
+
+        eventually(is_given_back)
+
+
+def test_a_contradicted_chain_is_dropped(tmp_path: Path) -> None:
+    """A piece that contradicts a chain which another node told ends the chain and not its peer, whom nobody is told of;
+    who told it is not asked again, and the neighbours are asked for digests. The second time the peer is left."""
+    link = Link()
+    link.seeds[HOLDER], link.chains[TRACKER] = 3, STATE
+    with version_pool(tmp_path, link, holders=[HOLDER]) as (pool, _):
+        supply, woken = open_supply(pool)
+        for giver in (TRACKER, "10.0.0.3:9402"):
+            link.chains = {giver: STATE}
+            found = choose(supply, woken)
+            assert found.piece is not None
+            supply.failed(found, DigestMismatch("a piece", "1", "2", ""))
+            assert pool.read_chain() is None
+        eventually(lambda: any(each.blames for each in link.announces))
+        assert {each.blames for each in link.announces if each.blames} == {((HOLDER, Reason.GONE),)}
+        assert link.asked.count(TRACKER) == 1
+        assert link.wanted
+
+
+def test_a_chain_of_another_length_is_none(tmp_path: Path) -> None:
+    """An answer that is too short, too long or empty tells nothing, and no piece is checked by it."""
+    link = Link()
+    link.chains = {
+        f"10.0.0.{number}:9402": data for number, data in enumerate((b"", STATE[1:], STATE + b"x", STATE * 9))
+    }
+    with version_pool(tmp_path, link) as (pool, _):
+        supply, _ = open_supply(pool)
+        supply.choose((FIRST, LAST))
+        eventually(lambda: set(link.asked) == set(link.chains))
+        assert pool.read_chain() is None
+
+
+def test_a_committed_blobs_chain_is_kept(tmp_path: Path) -> None:
+    """The chain of a blob that was hashed here is told, and again by a later seed, which hashes nothing for others
+    until one of them asks for digests."""
+    link = Link()
+    layout = Layout(tmp_path)
+    layout.private.mkdir()
+    layout.blob(BLOB).parent.mkdir(parents=True)
+    with layout.blob(BLOB).open("wb") as blob:
+        blob.truncate(SIZE)
+    with version_pool(tmp_path, link) as (pool, _):
+        supply, _ = open_supply(pool)
+        supply.note_chain(STATE)
+        assert pool.read_chain() == STATE
+    link.announces.clear()
+    with version_pool(tmp_path, link, have=3) as (pool, _):
+        assert pool.read_chain() == STATE
+        eventually(lambda: len(link.announces) > 1)
+        assert not any(each.digests for each in link.announces)
+        pool.want_digests()
+        eventually(lambda: any(each.digests for each in link.announces))

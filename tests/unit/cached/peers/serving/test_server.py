@@ -191,6 +191,14 @@ def test_who_has_a_snapshot_is_told(start: Start) -> None:
     assert [node.get(each[:-1]).status for each in (path, holders)] == [404, 404]
 
 
+@pytest.mark.parametrize("what", ["chain", "digests", "pieces"])
+def test_a_version_that_is_not_here_has_nothing(start: Start, what: str) -> None:
+    """Of a version that a node neither has nor fetches it tells nothing, and to another pool nothing at all."""
+    path = f"/v1/versions/{'a' * 64}/{what}"
+    assert start().get(path).status == 404
+    assert start().get(path, keys=OTHER_POOL).status == 401
+
+
 def test_a_manifest_is_sent_only_if_it_is_its_digest(start: Start) -> None:
     """A snapshot's manifest is served by its digest; one that was changed on the disk is not."""
     node = start()

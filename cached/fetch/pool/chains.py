@@ -1,0 +1,114 @@
+"""The chaining values of one version: those that this node found out by hashing, and those that another node told.
+
+Law: asks nobody, and keeps on the disk what was found out. Told ones are believed until a piece contradicts them, and
+prove themselves with the first blob that ends in its sha256. Not thread-safe: the version's lock guards them.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from cached.contract.errors import HoldfastError
+from cached.contract.layout import Layout
+from cached.fetch.supply import OriginSupply
+from cached.peers import chaining
+from cached.peers.chaining import STATE_BYTES, ChainStep, step_at
+from cached.peers.pieces import PieceMap
+from cached.store import chains
+
+_log = logging.getLogger(__name__)
+
+
+class VersionChains:
+    """The states between the pieces of each blob of a version."""
+
+    def __init__(self, pieces: PieceMap) -> None:
+        self._pieces = pieces
+        # The chain of a blob of one piece is known: from the first state to the sha256.
+        self._own = {sha256: b"" for sha256, _ in pieces.blobs if not states_bytes(pieces, sha256)}
+        self._told: dict[str, bytes] = {}
+        self.giver: str | None = None  # the node that told
+        self.is_proven = False  # a blob of what was told ended in its sha256
+
+    @property
+    def is_known(self) -> bool:
+        """Whether each blob's states are known."""
+        return all(sha256 in self._own or sha256 in self._told for sha256, _ in self._pieces.blobs)
+
+    @property
+    def known_pieces(self) -> int:
+        """The set of the pieces whose states are known."""
+        found = 0
+        for sha256 in self._own.keys() | self._told.keys():
+            found |= self._pieces.pieces_of(sha256)
+        return found
+
+    def keep(self, sha256: str, states: bytes) -> None:
+        """Take the states of a blob that this node has hashed, and committed."""
+        if len(states) == states_bytes(self._pieces, sha256):
+            self._own[sha256] = states
+            told = self._told.get(sha256)
+            self.is_proven = self.is_proven or (bool(states) and told == states)
+
+    def take(self, giver: str, data: bytes) -> bool:
+        """Take what another node says of all blobs; return whether it has the right length."""
+        told, at = {}, 0
+        for sha256, _ in self._pieces.blobs:
+            length = states_bytes(self._pieces, sha256)
+            told[sha256] = data[at : at + length]
+            at += length
+        if len(data) != at:
+            return False
+        self._told, self.giver, self.is_proven = told, giver, False
+        return True
+
+    def drop(self) -> None:
+        """Forget what was told: a piece contradicts it."""
+        self._told, self.giver, self.is_proven = {}, None, False
+
+    def encode(self) -> bytes | None:
+        """Return the states of all blobs, in the order of the pieces; None unless all are known."""
+        if not self.is_known:
+            return None
+        return b"".join(self._find(sha256) or b"" for sha256, _ in self._pieces.blobs)
+
+    def is_certain(self, sha256: str) -> bool:
+        """Return whether a piece of this blob that contradicts its step is wrong: else the step may be."""
+        return sha256 in self._own or self.is_proven
+
+    def find_step(self, sha256: str, start: int) -> ChainStep | None:
+        """Return the step of the piece at `start` of a blob; None if it is not known."""
+        states = self._find(sha256)
+        return None if states is None else step_at(sha256, start, states)
+
+    def _find(self, sha256: str) -> bytes | None:
+        own = self._own.get(sha256)
+        return self._told.get(sha256) if own is None else own
+
+
+def states_bytes(pieces: PieceMap, sha256: str) -> int:
+    """Return the length of the states of a blob: one between each two of its pieces."""
+    return (pieces.pieces_of(sha256).bit_count() - 1) * STATE_BYTES
+
+
+def write_chain(layout: Layout, sha256: str, states: bytes) -> None:
+    """Keep the states of a committed blob for other nodes; one of a single piece has none."""
+    if not states:
+        return
+    try:
+        chains.write(layout, sha256, states)
+    except HoldfastError as error:  # other nodes hash its pieces twice, and nothing is lost
+        _log.warning("chaining values: %s", error)
+
+
+class LoneSupply(OriginSupply):
+    """The origin alone, for a blob whose states other nodes will want."""
+
+    def __init__(self, layout: Layout, sha256: str) -> None:
+        self.keeps_chain = chaining.is_available()
+        self._layout = layout
+        self._sha256 = sha256
+
+    def note_chain(self, states: bytes) -> None:
+        """Keep them."""
+        write_chain(self._layout, self._sha256, states)
