@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from cached.commands.shared.common import (
     add_timeout_option,
     command_parser,
+    fit_names,
     format_table,
     get_layout,
     print_json,
@@ -50,7 +51,8 @@ def _describe(report: GcReport, done: str) -> str:
     rows = [("VERSION", "FREES", "REASON")]
     rows += [(str(item.ref), format_size(item.freed_bytes), item.reason) for item in report.versions]
     count = len(report.versions)
-    return f"{format_table(rows)}{count} version{'s' * (count != 1)} {done}, {format_size(report.freed_bytes)} in all\n"
+    total = f"{count} version{'s' * (count != 1)} {done}, {format_size(report.freed_bytes)} in all\n"
+    return format_table(fit_names(rows)) + total
 
 
 def _describe_reasons(report: GcReport) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 from cached.commands.shared.common import (
     command_parser,
+    fit_names,
     format_table,
     get_layout,
     get_public_tree,
@@ -44,7 +45,8 @@ from cached.contract.status import ModelStatus, State, parse_timestamp, timestam
 _ANSWER_S = 2.0
 _COLUMNS = ("VERSION", "STATE", "SIZE", "FILES", "DIGEST", "EXCLUSIVE", "AGE", "USED", "HELD BY")
 _PLAIN = 5  # the first ones: all that there are where no terminal is, for who parses them
-_SPARE = ("DIGEST", "FILES", "EXCLUSIVE", "AGE")  # left out first where a terminal is narrow
+_SPARE = ("DIGEST", "FILES", "EXCLUSIVE", "AGE", "HELD BY", "USED")  # left out first where a terminal is narrow
+_LONG_NAME = 40  # characters, of which a longer one is cut before columns are left out
 _DAY_S = 86400
 
 
@@ -171,17 +173,21 @@ def _as_table(versions: list[dict[str, Any]], *, wide: bool) -> str:
     if not versions:
         return "no versions on this node yet: annotate a pod, or `holdfast pull NAME@VERSION`\n"
     rows = [_COLUMNS, *map(_as_row, versions)]
-    if not wide:
-        rows = _fit(rows) if sys.stdout.isatty() else [row[:_PLAIN] for row in rows]
+    if sys.stdout.isatty() and not wide:
+        rows = fit_names(_fit(rows))
+    elif not wide:
+        rows = [row[:_PLAIN] for row in rows]
     head, *lines = format_table(rows).splitlines()
-    return "".join(f"{line}\n" for line in (head, *map(_paint, lines, versions)))
+    names, states = [row[0] for row in rows[1:]], [version["state"] for version in versions]
+    return "".join(f"{line}\n" for line in (head, *map(_paint, lines, names, states)))
 
 
 def _fit(rows: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Return the columns that fit the terminal."""
+    """Return the columns that fit the terminal beside names that are not too long."""
+    cut = [(row[0][:_LONG_NAME], *row[1:]) for row in rows]
     width, left_out = shutil.get_terminal_size().columns, set[str]()
     for column in _SPARE:
-        if max(map(len, format_table(_without(rows, left_out)).splitlines())) < width:
+        if max(map(len, format_table(_without(cut, left_out)).splitlines())) < width:
             break
         left_out.add(column)
     return _without(rows, left_out)
@@ -207,10 +213,8 @@ def _without(rows: Sequence[tuple[str, ...]], left_out: set[str]) -> list[tuple[
     return [tuple(row[index] for index in kept) for row in rows]
 
 
-def _paint(line: str, version: dict[str, Any]) -> str:
+def _paint(line: str, name: str, state: str) -> str:
     """Return a row with its state in colour: the first word of it after the name."""
-    name = f"{version['model']}@{version['version']}"
-    state = version["state"]
     return name + line[len(name) :].replace(state, paint_state(state, state), 1)
 
 

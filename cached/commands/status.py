@@ -18,12 +18,14 @@ from cached.commands.shared import bars
 from cached.commands.shared.common import (
     command_parser,
     describe_progress,
+    fit_names,
     format_table,
     get_layout,
     get_public_tree,
     report_errors,
 )
 from cached.commands.shared.control_client import ControlClient
+from cached.commands.shared.style import is_terminal, wrap
 from cached.commands.shared.tree import list_model_statuses, read_daemon_status, read_disk_space, seconds_since
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout, PublicLayout
@@ -59,7 +61,7 @@ def _watch(layout: Layout, *, as_json: bool) -> int:
     console = None if as_json else bars.open_console(sys.stdout)
     if console is not None:
         return _watch_live(layout, console)
-    in_place = sys.stdout.isatty() and not as_json
+    in_place = is_terminal(sys.stdout) and not as_json
     try:
         while True:
             text = json.dumps(_document(layout)) + "\n" if as_json else _text(layout)
@@ -128,7 +130,7 @@ def _text(layout: Layout) -> str:
         ref, since = f"{status.model}@{status.version}", format_duration(seconds_since(status.since))
         rows.append((ref, status.state.value, since, describe_progress(status)))
     notes = [_list_waiting(_ask_waiting(layout) or [], _MOST_PODS), _list_errors(statuses)]
-    return head + format_table(rows) + "".join(f"\n{each}" for each in notes if each)
+    return head + format_table(fit_names(rows)) + "".join(f"\n{each}" for each in notes if each)
 
 
 def _list_waiting(pods: Sequence[dict[str, Any]], most: int) -> str:
@@ -140,7 +142,7 @@ def _list_waiting(pods: Sequence[dict[str, Any]], most: int) -> str:
         since = "-" if each["since"] is None else format_duration(seconds_since(each["since"]))
         rows.append((each["pod"], f"{each['model']}@{each['version']}", since))
     more = len(pods) - most
-    return format_table(rows) + (f"and {more} more: `holdfast status --json` has all\n" if more > 0 else "")
+    return format_table(fit_names(rows)) + (f"and {more} more: `holdfast status --json` has all\n" if more > 0 else "")
 
 
 def _list_errors(statuses: Sequence[ModelStatus]) -> str:
@@ -151,13 +153,17 @@ def _list_errors(statuses: Sequence[ModelStatus]) -> str:
         if status.error is not None:
             message = status.error.message
             named = message if ref in message else f"{ref}: {message}"
-            found.append(f"{named}\n  what to do: {status.error.remedy}\n")
+            found.append(_describe_problem(named, status.error.remedy))
         found += [
-            f"{ref}: may not load: {finding.message}\n  what to do: {finding.remedy}\n"
+            _describe_problem(f"{ref}: may not load: {finding.message}", finding.remedy)
             for finding in status.verdict.findings
             if finding.fatal
         ]
     return "\n".join(found)
+
+
+def _describe_problem(message: str, remedy: str) -> str:
+    return f"{wrap(message)}\n{wrap(f'what to do: {remedy}', '  ')}\n"
 
 
 def _daemon_line(daemon: DaemonStatus | None) -> str:

@@ -21,7 +21,7 @@ class NetrcFile:
         named = os.environ.get("NETRC")
         path = Path(named) if named else Path("~/.netrc").expanduser()
         self._entries: netrc.netrc | None = None
-        if not named and not path.exists():
+        if not named and not os.path.exists(path):  # also where the home is another user's
             return
         try:
             self._entries = netrc.netrc(path)

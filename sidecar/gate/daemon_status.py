@@ -5,6 +5,7 @@ Law: reads `status/` and the names in the public folder, nothing else; an unread
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,9 +58,9 @@ def describe_error(want: ModelRequest, status: ModelStatus, refusal: Refusal | N
 
 def find_mount_trouble(public: PublicLayout) -> str | None:
     """Return why the root is no public folder of Holdfast; None where it is one."""
-    if not public.path.is_dir():
+    if not os.path.isdir(public.path):
         return f"{public.path} is not there: check --root, and that the pod mounts the node's public folder"
-    if not public.models.is_dir() and not public.status.is_dir():
+    if not os.path.isdir(public.models) and not os.path.isdir(public.status):
         return (
             f"{public.path} is not a public folder of Holdfast, it has neither models/ nor status/: check --root, and "
             "that the mount is <root>/public of the node's Holdfast (the daemon makes these folders when it starts)"

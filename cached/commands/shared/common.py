@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
+import stat
 import sys
 import threading
 import time
@@ -25,6 +27,7 @@ from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
 
 _Result = TypeVar("_Result")
+_LEAST_NAME = 16  # characters of a name that is cut
 _OVERTIME_S = 0.5  # for work that ends at the same limit, with a better reason
 
 
@@ -111,9 +114,17 @@ def get_layout(options: argparse.Namespace) -> Layout:
 
 
 def get_public_tree(options: argparse.Namespace) -> PublicLayout:
-    """Return the public tree under `--root`; raises `Permanent` (`no_root`) unless it exists."""
+    """Return the public tree under `--root`; raises `Permanent` (`no_root`, `no_permission`) unless it is there."""
     public = get_layout(options).public
-    if not os.path.isdir(public.path):
+    try:
+        is_folder = stat.S_ISDIR(os.stat(public.path).st_mode)
+    except PermissionError as error:
+        raise Permanent(
+            "no_permission", f"may not read {public.path}: {error.strerror}", "run as the daemon's user, often root"
+        ) from error
+    except OSError:
+        is_folder = False
+    if not is_folder:
         raise Permanent(
             "no_root",
             f"no cache here: {public.path} does not exist",
@@ -151,6 +162,23 @@ def print_error(name: str, message: str, remedy: str) -> None:
 def print_json(document: object) -> None:
     """Print a JSON document on standard output, as `--json` does; docs/reference/json.md has the shapes."""
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+
+
+def fit_names(rows: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:
+    """Return `rows` with the cells of their first column cut in the middle, as far as the table needs that to fit the
+    terminal; as they are where there is none, for who parses them."""
+    if not sys.stdout.isatty():
+        return [tuple(row) for row in rows]
+    excess = max(map(len, format_table(rows).splitlines())) - shutil.get_terminal_size().columns
+    room = max(_LEAST_NAME, max(len(row[0]) for row in rows) - max(0, excess))
+    return [(_cut(row[0], room), *row[1:]) for row in rows]
+
+
+def _cut(name: str, room: int) -> str:
+    if len(name) <= room:
+        return name
+    kept = room - 1
+    return f"{name[: (kept + 1) // 2]}…{name[len(name) - kept // 2 :]}"
 
 
 def format_table(rows: Sequence[Sequence[str]]) -> str:

@@ -72,7 +72,7 @@ LOAD_RATE = Metric("holdfast_load_bytes_per_second", Kind.GAUGE, "Bytes a second
 LOAD_SPEED = Metric(
     "holdfast_load_gigabytes_per_second",
     Kind.GAUGE,
-    "Of the last load, decimal; an older name of holdfast_load_bytes_per_second",
+    "Deprecated, for holdfast_load_bytes_per_second has it in base units: decimal gigabytes a second of the last load",
 )
 LOAD_BOUND = Metric("holdfast_load_bound_total", Kind.COUNTER, "Loads by what they waited for most", ("by",), 4)
 

@@ -125,7 +125,7 @@ def _credential_file() -> Path | None:
         return Path(named)
     folder = os.environ.get("CLOUDSDK_CONFIG")
     path = (Path(folder) if folder else Path("~/.config/gcloud").expanduser()) / "application_default_credentials.json"
-    return path if path.exists() else None
+    return path if os.path.exists(path) else None  # not in a home that is another user's
 
 
 def _name_error(error: HoldfastError) -> socket.gaierror | None:

@@ -82,7 +82,7 @@ def _config_path() -> Path | None:
             raise _bad(path, "REGISTRY_AUTH_FILE names it, and there is no such file")
         return path
     path = (Path(folder) if folder else Path("~").expanduser() / ".docker") / "config.json"
-    return path if path.is_file() else None
+    return path if os.path.isfile(path) else None  # not in a home that is another user's
 
 
 def _load(path: Path) -> dict[str, Any]:

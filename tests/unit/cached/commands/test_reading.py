@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
@@ -126,6 +128,53 @@ def test_a_root_that_is_none_fails_with_a_remedy(
     assert "--root" in error
 
 
+@pytest.mark.parametrize("command", [ls, status, verify])
+def test_a_root_that_may_not_be_read_is_told_apart(
+    layout: Layout, capsys: pytest.CaptureFixture[str], without_root: None, command: ModuleType
+) -> None:
+    """A root that this user may not look into is not said to be missing: reading commands exit 1 and name the user to
+    be."""
+    del without_root
+    private = Path("/root") if os.path.isdir("/root") and not os.access("/root", os.X_OK, effective_ids=True) else None
+    if private is None:
+        pytest.skip("this user may look into every folder")
+    assert command.main(["--root", str(private)]) == 1
+    error = capsys.readouterr().err
+    assert f"may not read {private}/public: Permission denied" in error
+    assert "daemon's user" in error
+
+
+LONG = ModelRef("a" * 60 + "/" + "b" * 60, "v" * 100)
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120])
+@pytest.mark.parametrize("command", [ls, status])
+def test_long_names_leave_the_table_its_lines(
+    layout: Layout,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: ModuleType,
+    columns: int,
+) -> None:
+    """On a terminal a long name is cut in its middle, so that each version stays on a line; a short one stays whole.
+    Elsewhere every name is whole, for who parses the table."""
+    for ref in (LONG, BASE):
+        publish(layout, ref, FILES)
+        write_status(layout, model_status(ref, State.READY, bytes_total=5002))
+    assert command.main(["--root", str(layout.root)]) == 0
+    assert str(LONG) in capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert command.main(["--root", str(layout.root)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith(("VERSION", "aaa", "acme"))]
+    assert len(rows) == 3
+    assert max(map(len, rows)) <= columns
+    assert any(line.startswith(f"{BASE} ") for line in rows)
+    assert [line for line in rows if line.startswith("aaa") and "…" in line and "vv " in line]
+
+
 def test_root_comes_from_the_environment(
     layout: Layout, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -224,6 +273,22 @@ def test_watch_ends_well_with_ctrl_c(layout: Layout) -> None:
         watching.send_signal(signal.SIGINT)
         _, errors = watching.communicate(timeout=120)
     assert (watching.returncode, errors) == (0, "")
+
+
+def test_watch_draws_nothing_on_a_dumb_terminal(layout: Layout) -> None:
+    """With TERM=dumb `status --watch` writes its lines again and again, and no escape."""
+    write_heartbeat(layout, time.time())
+    mine, theirs = pty.openpty()
+    command = [sys.executable, "-m", "cached", "status", "--watch", "--root", str(layout.root)]
+    with subprocess.Popen(command, stdout=theirs, env={**os.environ, "TERM": "dumb"}) as watching:
+        os.close(theirs)
+        shown = b""
+        while shown.count(b"daemon ") < 2:
+            shown += os.read(mine, 4096)
+        watching.send_signal(signal.SIGINT)
+        watching.wait(60)
+    os.close(mine)
+    assert b"\x1b" not in shown
 
 
 def test_ls_says_what_is_hashed_again(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,23 @@ def test_netrc_speaks_for_its_host(
     fetch(client, origin.url("/a"))
     found = [seen.headers.get("authorization") for seen in origin.requests]
     assert found == [expected, "Bearer own", None, expected, None]
+
+
+def test_a_home_of_another_user_has_no_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A home that this user may not look into, as HOME of a process that changed its user, is no error."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can become another user")
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    (home / ".netrc").write_text("machine localhost login me password from-netrc\n")
+    monkeypatch.setenv("HOME", str(home))
+    os.seteuid(65534)
+    try:
+        client = HttpClient(HttpSettings())
+        assert client.credentials("http://localhost/") is None
+        client.close()
+    finally:
+        os.seteuid(0)
 
 
 @pytest.mark.parametrize(
