@@ -66,7 +66,7 @@ def _find_own_namespace() -> str | None:
     """Return the namespace of the pod that this runs in, which is Holdfast's; None outside of a pod."""
     try:
         return _NAMESPACE.read_text().strip()
-    except FileNotFoundError:
+    except OSError:
         return None
 
 
@@ -80,7 +80,12 @@ async def _check_node(client: KubeClient, node: str, layout: Layout) -> AsyncIte
     yield ok("kubernetes", f"the API answers, node {node} is there")
     labels = document.get("metadata", {}).get("labels") or {}
     there = {name for name in labels if name.startswith(LABEL_PREFIX) and name != CSI_LABEL}
-    held = {weights_label(version.digest) for version in list_held_versions(layout.public)}
+    try:
+        held = {weights_label(version.digest) for version in list_held_versions(layout.public)}
+    except OSError as error:
+        text = f"its labels are not compared: {error.filename or layout.public.path}: {error.strerror}"
+        yield skipped(area, text, "run it as the daemon's user")
+        return
     if missing := held - there:
         text = f"{len(missing)} of {len(held)} versions here have no label: pods are not drawn to this node by them"
         yield warning(area, text, "the daemon writes them: see whether it runs, and its right to patch its node")

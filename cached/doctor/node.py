@@ -5,6 +5,7 @@ Law: blocking; reads /proc, /sys and the root.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import time
@@ -94,6 +95,8 @@ def check_daemon(layout: Layout) -> Iterator[Finding]:
     status = read_daemon_status(layout.public)
     start = f"start it: `holdfast daemon --root {layout.root} --catalog FILE`"
     if status is None:
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.stat(layout.public.daemon_status)  # raises where this user may not look there
         yield failed(area, f"none ever ran on {layout.root}", start)
         return
     age_s = time.time() - parse_timestamp(status.updated)

@@ -142,7 +142,10 @@ def _describe_filtered(source: Source, listing: Listing, rules: Rules) -> dict[s
 def _find_fit(public: PublicLayout, found: dict[str, Any]) -> dict[str, Any]:
     """Return whether the version fits the node as it is: the bytes that are not here yet, as far as sums tell, and
     those that are free. None: not known."""
-    held = {sha256 for version in list_held_versions(public) for sha256 in version.blobs}
+    try:
+        held = {sha256 for version in list_held_versions(public) for sha256 in version.blobs}
+    except PermissionError:  # of another user: what is there cannot be told
+        return {"needed_bytes": None, "free_bytes": None, "fits": None}
     new = {file["sha256"] or file["path"]: file["size"] for file in found["files"] if file["sha256"] not in held}
     needed = None if None in new.values() else sum(new.values())
     try:

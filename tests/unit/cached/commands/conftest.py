@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
 from tests.support.control import ControlServer, serve_control
+from tests.support.users import as_ordinary_user
 
 
 @pytest.fixture
@@ -37,13 +37,8 @@ def control(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> Iterator[Control
 @pytest.fixture
 def without_root() -> Iterator[None]:
     """The test's body as an ordinary user, whom file modes bind."""
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)
-    try:
+    with as_ordinary_user():
         yield
-    finally:
-        os.seteuid(user)
 
 
 def publish(layout: Layout, ref: ModelRef, files: Mapping[str, bytes]) -> Digest:

@@ -22,6 +22,7 @@ from cached.contract.reference import ModelRef
 from cached.contract.snapshot import lease
 from cached.contract.status import State, StatusError, parse_timestamp, timestamp
 from tests.support.control import ControlServer, model_status, write_heartbeat, write_status
+from tests.support.users import hidden_from_others
 from tests.unit.cached.commands.conftest import publish
 
 BASE = ModelRef("acme/llama", "v3")
@@ -130,17 +131,14 @@ def test_a_root_that_is_none_fails_with_a_remedy(
 
 @pytest.mark.parametrize("command", [ls, status, verify])
 def test_a_root_that_may_not_be_read_is_told_apart(
-    layout: Layout, capsys: pytest.CaptureFixture[str], without_root: None, command: ModuleType
+    layout: Layout, capsys: pytest.CaptureFixture[str], command: ModuleType
 ) -> None:
     """A root that this user may not look into is not said to be missing: reading commands exit 1 and name the user to
     be."""
-    del without_root
-    private = Path("/root") if os.path.isdir("/root") and not os.access("/root", os.X_OK, effective_ids=True) else None
-    if private is None:
-        pytest.skip("this user may look into every folder")
-    assert command.main(["--root", str(private)]) == 1
+    with hidden_from_others(layout.root):
+        assert command.main(["--root", str(layout.root)]) == 1
     error = capsys.readouterr().err
-    assert f"may not read {private}/public: Permission denied" in error
+    assert f"may not read {layout.public.path}: Permission denied" in error
     assert "daemon's user" in error
 
 

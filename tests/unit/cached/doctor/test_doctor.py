@@ -26,6 +26,7 @@ from tests.support.daemon import publish_files
 from tests.support.fake_api import FakeApi
 from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import Status
+from tests.support.users import hidden_from_others
 from tests.unit.cached.commands.conftest import publish
 
 
@@ -173,6 +174,16 @@ def test_a_version_that_is_not_published_is_no_fault_of_its_origin(
         assert first[1].startswith(
             f"{origin.url('/m/1/')} (m@1, one of 2 versions there): its origin answers, but has not"
         )
+
+
+def test_a_root_of_another_user_is_told_as_that(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where this user may not look into the root, the daemon is not said to have never run: the user to be is."""
+    with hidden_from_others(layout.root):
+        code, found = examine(layout, capsys, "--kube", "off")
+    assert code == 1
+    (told,) = [each for each in found if each["area"] == "daemon"]
+    assert "Permission denied" in told["message"]
+    assert "daemon's user" in told["remedy"]
 
 
 @pytest.mark.parametrize("columns", [30, 40, 71])

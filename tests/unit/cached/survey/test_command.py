@@ -10,10 +10,12 @@ import pytest
 
 from cached.cli import main
 from cached.contract.layout import Layout
+from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
 from tests.support.daemon import publish_files, write_files
 from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import Status
+from tests.support.users import hidden_from_others
 from tests.unit.cached.commands.conftest import publish
 
 FILES = {"config.json": b"{}", "model.safetensors": bytes(2000), "pytorch_model.bin": bytes(10)}
@@ -94,6 +96,21 @@ def test_a_held_version_is_still_inspected_by_its_name(tmp_path: Path, capsys: p
     """A name, also beside a root that is given as a path, is the node's own version, not a location."""
     assert main(["inspect", "acme/m@v1", "--root", str(tmp_path)]) == 1
     assert "no cache here" in capsys.readouterr().err
+
+
+def test_a_root_of_another_user_leaves_the_fit_open(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Where this user may not look into the root, the source is told all the same, and whether it fits is not known."""
+    root = tmp_path / "root"
+    (root / "public" / "models").mkdir(parents=True)
+    with HostileOrigin(host="127.0.0.1") as origin:
+        origin.put("/m/holdfast.json", Manifest.build([FileEntry("config.json", "0" * 64, 2)]).canonical())
+        command = ["inspect", origin.url("/m/"), "--root", str(root), "--json"]
+        assert main(command) == 0  # its modules, which an ordinary user may not read, are imported now
+        assert json.loads(capsys.readouterr().out)["fits"] is True
+        with hidden_from_others(root):
+            assert main(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["files"][0]["path"], found["fits"], found["needed_bytes"]) == ("config.json", None, None)
 
 
 def test_what_filters_leave_out_and_whether_it_fits_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import pytest
@@ -18,6 +17,7 @@ from cached.transport.urls import display_url
 from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import Redirect, Status
 from tests.support.reading import MakeClient, error_of, read_all
+from tests.support.users import hidden_from_others
 
 SECRET = (("Authorization", "Bearer s3cret"), ("Cookie", "session=s3cret"), ("X-Amz-Security-Token", "s3cret"))
 
@@ -131,19 +131,14 @@ def test_netrc_speaks_for_its_host(
 
 def test_a_home_of_another_user_has_no_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A home that this user may not look into, as HOME of a process that changed its user, is no error."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can become another user")
     home = tmp_path / "home"
-    home.mkdir(mode=0o700)
+    home.mkdir()
     (home / ".netrc").write_text("machine localhost login me password from-netrc\n")
     monkeypatch.setenv("HOME", str(home))
-    os.seteuid(65534)
-    try:
+    with hidden_from_others(home):
         client = HttpClient(HttpSettings())
         assert client.credentials("http://localhost/") is None
         client.close()
-    finally:
-        os.seteuid(0)
 
 
 @pytest.mark.parametrize(
