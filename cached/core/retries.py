@@ -10,6 +10,7 @@ from cached.core.space import NoInodes, NoSpace
 
 MAX_BAD_RESPONSES = 3
 _MOST_DOUBLINGS = 20  # far beyond any cap
+_BLOB_S, _BLOB_CAP_S = 0.5, 60.0
 _TRY_S, _TRY_CAP_S = 1.0, 60.0
 _SHORT_S = 300.0
 _FAILED_S, _FAILED_CAP_S = 300.0, 3600.0
@@ -21,6 +22,12 @@ _COSTLY_CODES = frozenset({"digest_mismatch", "bad_response", "too_large"})
 def backoff_s(first_s: float, cap_s: float, failures: int) -> float:
     """Return the pause after `failures` in a row: `first_s`, doubled with each further one, up to `cap_s`."""
     return min(cap_s, first_s * 2.0 ** min(failures - 1, _MOST_DOUBLINGS))
+
+
+def blob_pause_s(error: HoldfastError, failures: int, jitter: float) -> float:
+    """Return the pause between two tries of one blob: with backoff, and at least as long as the source asks."""
+    asked_s = error.retry_after_s if isinstance(error, Transient) else None
+    return max(asked_s or 0.0, backoff_s(_BLOB_S, _BLOB_CAP_S, failures) * jitter)
 
 
 def pause_s(error: Transient, failures: int, jitter: float) -> float:

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.program import limits
-from cached.core.retries import MAX_BAD_RESPONSES, backoff_s, hopeless
+from cached.core.retries import MAX_BAD_RESPONSES, blob_pause_s, hopeless
 from cached.fetch.at_work import AtWork
 from cached.fetch.attempt import Attempt, AttemptResources, BlobSpec, NoRanges, Segment, Verified
 from cached.fetch.bodies.local_file import LocalBody
@@ -36,7 +36,6 @@ from cached.transport.response import source_changed
 from cached.transport.target import HttpTarget, LocalTarget, StreamTarget, Target
 
 MAX_WRONG_DIGESTS = 2
-_BACKOFF_S, _BACKOFF_CAP_S = 0.5, 60.0
 _MAX_RENEWALS = 4  # of an address for one request: one is enough, unless other connections are refused at the same time
 _PEER = "peer"  # the metric label of bytes that come from other nodes
 _PROXY = "dragonfly"  # of those that the origin proxy sends
@@ -504,9 +503,8 @@ class Download:
                 self._bad_responses += error.code == "bad_response"
                 if self._failures > 1:
                     self._addresses.drop()  # another address may lead to a healthy server
-                asked = error.retry_after_s if isinstance(error, Transient) else None
-                own_s = backoff_s(_BACKOFF_S, _BACKOFF_CAP_S, self._failures)
-                self.not_before = now + max(asked or 0.0, own_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+                jitter = random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+                self.not_before = now + blob_pause_s(error, self._failures, jitter)
             given_up = self._bad_responses >= MAX_BAD_RESPONSES
         if given_up:
             error = hopeless(error)
