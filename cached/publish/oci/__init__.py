@@ -1,1 +1,5 @@
-"""Publishing to a registry of OCI artifacts."""
+"""Publishing to a registry of OCI artifacts.
+
+Law: a blob is uploaded under its digest, which the registry checks; the tag moves last, in one step, so that there is
+no mark.
+"""
