@@ -7,6 +7,7 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from cached.transport.credentials import basic
 from cached.transport.target import HttpTarget
 from cached.transport.urls import Origin
 from tests.support.certificates import Certificates, make_certificates
+from tests.support.fetching import eventually
 from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import Extra, Redirect, ResetAfter, Stall, Truncate
 from tests.support.reading import HASTY, MakeClient, error_of, get, read_all
@@ -225,8 +227,11 @@ def test_an_https_proxy_is_refused(
 # --- cancelling ----------------------------------------------------------------------------------------------------
 
 
-def _cancelled_by_another_thread(cancellation: Cancellation, blocked: Callable[[], object]) -> None:
-    """Run `blocked`, cancel it once it waits for the server, and see that it ends as cancelled."""
+def _cancelled_by_another_thread(
+    cancellation: Cancellation, blocked: Callable[[], object], is_asked: Callable[[], bool] = lambda: True
+) -> None:
+    """Run `blocked`, cancel it once it waits for the server, which is asked by then, and see that it ends as
+    cancelled."""
     outcome: list[Exception] = []
 
     def run() -> None:
@@ -238,6 +243,7 @@ def _cancelled_by_another_thread(cancellation: Cancellation, blocked: Callable[[
     thread = threading.Thread(target=run)
     thread.start()
     thread.join(0.05)
+    eventually(is_asked)
     assert thread.is_alive()
     cancellation.cancel()
     thread.join(120)
@@ -251,7 +257,8 @@ def test_cancelling_wakes_a_blocked_receive(client: HttpClient, origin: HostileO
     url = origin.put("/model.bin", DATA)
     origin.script("/model.bin", Stall(sent))
     cancellation = Cancellation()
-    _cancelled_by_another_thread(cancellation, lambda: read_all(client.get(HttpTarget(url), 0, None, cancellation)))
+    read = partial(client.get, HttpTarget(url), 0, None, cancellation)
+    _cancelled_by_another_thread(cancellation, lambda: read_all(read()), lambda: len(origin.requests) == 1)
     assert get(client, url) == DATA
 
 
@@ -262,7 +269,8 @@ def test_cancelling_wakes_tls(make_client: MakeClient, tls_origin: HostileOrigin
     client, cancellation = make_client(HttpSettings()), Cancellation()
     tls_origin.script("/model.bin", Stall(sent))
     target = HttpTarget(tls_origin.url("/model.bin"))
-    _cancelled_by_another_thread(cancellation, lambda: read_all(client.get(target, 0, None, cancellation)))
+    read = partial(client.get, target, 0, None, cancellation)
+    _cancelled_by_another_thread(cancellation, lambda: read_all(read()), lambda: len(tls_origin.requests) == 1)
 
 
 def test_cancelling_wakes_a_handshake(client: HttpClient) -> None:
