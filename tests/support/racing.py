@@ -129,7 +129,7 @@ def hold_gates(root: Path, verify: str) -> None:
         while bell.stopped_by is None:
             ref = random.choice(REFS)
             asked = ["--root", str(public.path), "--model", ref.name, "--version", ref.version, "--once"]
-            settings = parse([*asked, "--verify", verify, "--threads", "1", "--timeout", "60"])
+            settings = parse([*asked, "--verify", verify, "--threads", "1", "--timeout", "300"])
             gate = Gate(settings, bell, ProgressPrinter(TextOutput(quiet)), GateReadiness(), time.monotonic())
             with contextlib.suppress(exit_codes.GateStopped):
                 gate.open()

@@ -93,7 +93,7 @@ def test_the_gate_and_the_server_take_both_forms(held: Node) -> None:
     held.kubelet.publish(POD, LLAMA)
     held.kubelet.publish(OTHER, {"models": "llama@v1", "digest": str(digest)})
     tree, snapshot = held.kubelet.target(OTHER), held.kubelet.target(POD)
-    gate = ("-m", "cached.cli", "gate", "--once", "--timeout", "20", "--termination-log", "/dev/null")
+    gate = ("-m", "cached.cli", "gate", "--once", "--timeout", "300", "--termination-log", "/dev/null")
     opened = in_pod(held, *gate, "--root", str(tree), "--model", "llama", "--version", "v1", "--digest", str(digest))
     assert opened.returncode == 0, opened.stderr
     for folder in (snapshot, tree / "models" / "llama" / "v1"):

@@ -301,7 +301,7 @@ def test_a_command_without_descriptors_says_so(tmp_path: Path) -> None:
         daemon.pull("acme/tiny@v1")
         daemon.wait_ready(REF)
         public, root = str(daemon.layout.public.path), str(daemon.layout.root)
-        gate = ["gate", "--root", public, "--model", "acme/tiny", "--version", "v1", "--timeout", "20", "--once"]
+        gate = ["gate", "--root", public, "--model", "acme/tiny", "--version", "v1", "--timeout", "100", "--once"]
         daemon.stop()  # which would hash for `verify`
         for words in (
             [*gate, "--verify", "full"],

@@ -24,7 +24,7 @@ REF = ModelRef("minilm", "1")
 FILES = {"model.safetensors": b"w" * 3000}
 PERMANENT = StatusError("digest_mismatch", "expected sha256:aa (the pin), found sha256:bb", "correct the pin", True)
 PASSING = StatusError("refused", "connection refused", "start the server", False)
-TIMEOUT = ["--timeout", "30"]
+TIMEOUT = ["--timeout", "100"]
 
 
 def becomes_ready(layout: Layout) -> None:

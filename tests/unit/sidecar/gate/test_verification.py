@@ -162,7 +162,7 @@ def test_large_files_cost_the_record_nothing(public: PublicLayout, gates: Gates)
     """Mode `record` reads no bytes: 150 GB open within a deadline that reading them would miss."""
     sizes = {f"model-{number:05d}.safetensors": 5 * 10**9 for number in range(30)}
     link_model(public, REF, make_hollow_snapshot(public, sizes))
-    assert gates.start("--once", "--timeout", "20").wait() == 0
+    assert gates.start("--once", "--timeout", "30").wait() == 0
 
 
 def test_hashing_keeps_the_deadline(public: PublicLayout, gates: Gates) -> None:
