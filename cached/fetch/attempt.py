@@ -11,6 +11,7 @@ import hashlib
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -307,11 +308,7 @@ class Attempt:
     def _segments(self) -> list[Segment]:
         if self.stream or self.size is None:
             return [] if self.size == 0 else [Segment(0, self.size)]
-        return [
-            Segment(at, min(at + SEGMENT_BYTES, end))
-            for start, end in self._written.missing(self.size)
-            for at in range(start, end, SEGMENT_BYTES)
-        ]
+        return [part for start, end in self._written.missing(self.size) for part in _cut(start, end)]
 
     # --- hashing ---------------------------------------------------------------------------------------------------
 
@@ -492,6 +489,14 @@ class Attempt:
         finally:
             self.left_bytes = allocated_bytes(self._ingest.folder)
             self.outcome.set_exception(error)
+
+
+def _cut(start: int, end: int) -> Iterator[Segment]:
+    """Yield the segments of a range, cut where those of a whole blob are: another node has only such ones."""
+    while start < end:
+        following = min(end, (start // SEGMENT_BYTES + 1) * SEGMENT_BYTES)
+        yield Segment(start, following)
+        start = following
 
 
 def compare_digests(spec: BlobSpec, sha256: str, git: Hasher | None, checksum: Hasher | None) -> None:

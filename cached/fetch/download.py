@@ -102,6 +102,7 @@ class Download:
         self.result: Future[Verified] = Future()
         self.bytes_done = 0  # written so far, including resumed ones
         self.not_before = 0.0  # monotonic seconds
+        self._paused_until = 0.0  # of the origin; the same, where there is no other place
         self.last_error: HoldfastError | None = None
         self.received_at: float | None = None  # when the last bytes came, in monotonic seconds
         self.placed: Verified | None = None  # as in `Attempt`, once there is a result
@@ -253,7 +254,7 @@ class Download:
         if load is None:  # preempted
             self._supply.failed(assignment, None)
             return assignment.segment
-        attempt.accept_piece(assignment.segment, piece.step)
+        attempt.accept_piece(assignment.segment, piece.step if piece.extent is None else None)
         self._progressed(_size(assignment.segment), streaming=False)
         self._supply.received(assignment, Receipt(piece.sha256, time.monotonic() - began, load))
         attempt.record_soon()
@@ -263,18 +264,21 @@ class Download:
         """Receive and write a piece and compare its sha256; return what its peer says of its load, None if a more
         urgent download preempts it. Raises `HoldfastError` for the peer, `_DiskFailed` for this node's disk."""
         assert segment.end is not None
-        hasher, offset = piece.make_hasher(), segment.start
+        extent = segment if piece.extent is None else piece.extent
+        assert extent.end is not None
+        hasher, offset = piece.make_hasher(), extent.start
         self._workers.at_work.begin_wait()
         try:
-            body = self._workers.peer_client.get(piece.target, segment.start, _size(segment), attempt.cancellation)
+            body = self._workers.peer_client.get(piece.target, extent.start, _size(extent), attempt.cancellation)
         finally:
             self._workers.at_work.end_wait()
         with body:
-            if (body.start, body.length) != (segment.start, _size(segment)):
+            if (body.start, body.length) != (extent.start, _size(extent)):
                 raise Transient("bad_response", f"{self.spec.name}: not the range that was asked for", "")
-            while offset < segment.end:
+            while offset < extent.end:
+                stop = min(each for each in (segment.start, segment.end, extent.end) if each > offset)
                 with self._workers.buffers.lent() as buffer:
-                    view = buffer[: min(len(buffer), segment.end - offset)]
+                    view = buffer[: min(len(buffer), stop - offset)]
                     before = body.received
                     try:
                         self._fill(attempt, body, view)
@@ -284,15 +288,16 @@ class Download:
                     if length < len(view):
                         raise Transient("bad_response", f"{self.spec.name}: a peer's piece ended early", "")
                     hasher.update(view)
-                    try:
-                        self._space.grow(segment.end)
-                        attempt.write_provisional(buffer, length, offset)
-                    except HoldfastError as error:
-                        raise _DiskFailed(error) from error
+                    if segment.start <= offset < segment.end:
+                        try:
+                            self._space.grow(segment.end)
+                            attempt.write_provisional(buffer, length, offset)
+                        except HoldfastError as error:
+                            raise _DiskFailed(error) from error
                 offset += length
-                if offset < segment.end and self._workers.outranked(self):
+                if offset < extent.end and self._workers.outranked(self):
                     return None
-        piece.check(hasher, f"{self.spec.name}: bytes {segment.start} to {segment.end} of a peer")
+        piece.check(hasher, f"{self.spec.name}: bytes {extent.start} to {extent.end} of a peer")
         return body.load
 
     # --- receiving from the origin ---------------------------------------------------------------------------------
@@ -498,13 +503,15 @@ class Download:
         with self._lock:
             self.last_error = error
             now = time.monotonic()
-            if now >= self.not_before:  # simultaneous failures of many connections count once
+            if now >= self._paused_until:  # simultaneous failures of many connections count once
                 self._failures += 1
                 self._bad_responses += error.code == "bad_response"
                 if self._failures > 1:
                     self._addresses.drop()  # another address may lead to a healthy server
                 jitter = random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-                self.not_before = now + blob_pause_s(error, self._failures, jitter)
+                self._paused_until = now + blob_pause_s(error, self._failures, jitter)
+                if not self._supply.pause_origin(self._paused_until):
+                    self.not_before = self._paused_until
             given_up = self._bad_responses >= MAX_BAD_RESPONSES
         if given_up:
             error = hopeless(error)

@@ -24,12 +24,14 @@ _REMEDY = "the piece is fetched elsewhere"
 @dataclass(frozen=True, slots=True)
 class PeerPiece:
     """A whole piece that a peer has: its address there, its sha256 as 64 hex digits, and the peer's own address. Where
-    `step` is known, the piece is checked as this step of the blob's chain, and its sha256 may be unknown."""
+    `step` is known, the piece is checked as this step of the blob's chain, and its sha256 may be unknown. `extent`: the
+    piece, where the segment is what is left of it: all of it is received and checked, and only the segment written."""
 
     target: HttpTarget
     sha256: str | None
     peer: str
     step: ChainStep | None = None
+    extent: Segment | None = None
 
     def make_hasher(self) -> Hasher:
         """Return the hasher of its bytes."""
@@ -93,6 +95,10 @@ class Supply(Protocol):
     def distrust(self) -> None:
         """Note that the blob was wrong as a whole though its pieces checked: only the origin counts from now on."""
 
+    def pause_origin(self, until: float) -> bool:
+        """Ask the origin, which failed, for nothing before `until` (monotonic seconds); return whether other places may
+        be asked meanwhile: else the download waits."""
+
     def note_chain(self, states: bytes) -> None:
         """Take the states of sha256 between the blob's pieces. May block: no lock is held."""
 
@@ -107,6 +113,10 @@ class OriginSupply:
 
     def note_chain(self, states: bytes) -> None:
         """Do nothing: there are no peers."""
+
+    def pause_origin(self, until: float) -> bool:  # noqa: ARG002
+        """Return False: there is no other place."""
+        return False
 
     def choose(self, segments: Sequence[Segment]) -> Assignment | None:
         """Return the first segment, from the origin."""
@@ -127,6 +137,12 @@ class OriginSupply:
 
     def distrust(self) -> None:
         """Do nothing: there are no peers."""
+
+
+def piece_around(segment: Segment, size: int) -> Segment:
+    """Return the piece of a blob of `size` bytes that a segment is part of."""
+    start = segment.start // SEGMENT_BYTES * SEGMENT_BYTES
+    return Segment(start, min(start + SEGMENT_BYTES, size))
 
 
 def is_whole_piece(segment: Segment, size: int) -> bool:

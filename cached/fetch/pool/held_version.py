@@ -84,6 +84,10 @@ class _SmallSupply:
     def note_chain(self, states: bytes) -> None:
         """Do nothing: it is no piece."""
 
+    def pause_origin(self, until: float) -> bool:  # noqa: ARG002 - the holders were all asked before
+        """Return False: holder and origin are asked in turn."""
+        return False
+
     def __init__(self, holders: Holders, sha256: str, size: int) -> None:
         self._holders = holders
         self._sha256 = sha256

@@ -223,7 +223,6 @@ class PoolNode:
             found = None
             try:
                 found = self._link.ask_for_seed(member, message)
-                self._ask_for_chain(member, found)
             except Exception:  # noqa: BLE001 - the others are asked, and then the origin
                 _log.exception("asking %s for version %s", member, message.version[:12])
             with self._lock:
@@ -234,6 +233,7 @@ class PoolNode:
                 self._asked -= 1
                 if not left:
                     self._trackers.end_survey(message.version)
+            self._ask_for_chain(member, found)
 
         for member in members:
             self._asking.submit(ask, member)

@@ -25,7 +25,7 @@ from cached.contract.program import limits
 from cached.fetch.attempt import SEGMENT_BYTES, Segment
 from cached.fetch.pool.chains import VersionChains, states_bytes, write_chain
 from cached.fetch.pool.held_version import BUSY
-from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker, is_whole_piece
+from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker, is_whole_piece, piece_around
 from cached.peers import bits, chaining
 from cached.peers.messages import Announce, Reason, Reply
 from cached.peers.pieces import PIECE_BYTES, PieceMap
@@ -40,7 +40,7 @@ _LOAD = re.compile(r"(\d{1,4}),(\d{1,4})", re.ASCII)
 _TURN_S = 0.25  # between two looks of the thread, unless there is news
 _UNASKED_S = 8.0  # a seed goes after so long without a fetch by a node
 _TOLD_A_TURN = 8
-_ASKED_S = 5.0  # between two questions to one neighbour how to check pieces
+_ASKED_S = 1.0  # between two questions to one neighbour how to check pieces
 _ASKED_A_TURN = 3
 _LOADING_S = 1.0
 _MET = 4  # holders that are asked to announce what they have
@@ -182,45 +182,52 @@ class VersionPool:
 
     # --- of the supplies -------------------------------------------------------------------------------------------
 
-    def choose(self, sha256: str, segments: Sequence[Segment], size: int) -> Assignment | None:
-        """Return the next segment of a blob. What is left of a piece is the origin's: it cannot be checked alone."""
-        whole: dict[int, Segment] = {}
+    def choose(self, sha256: str, segments: Sequence[Segment], size: int, origin_from: float) -> Assignment | None:
+        """Return the next segment of a blob. What is left of a piece is the origin's: it cannot be checked alone. While
+        the origin is not asked (before `origin_from`), a peer may send the whole piece for it."""
+        is_paused = self._clock() < origin_from
+        open_: dict[int, Segment] = {}
         for segment in segments:
-            if not is_whole_piece(segment, size):
+            if not is_whole_piece(segment, size) and not is_paused:
                 return Assignment(segment, None)
-            whole[self.pieces.number_at(sha256, segment.start)] = segment
-        among = 0
-        for number in whole:
-            among |= 1 << number
+            open_.setdefault(self.pieces.number_at(sha256, segment.start), segment)
         with self._lock:
-            request = self._next_request(among)
+            request = self._next_request(bits.set_of(open_), is_paused=is_paused)
             if request is None:
                 return None
-            segment = whole[request.piece]
-            step = self._chains.find_step(sha256, segment.start) if self._is_chaining else None
+            segment = open_[request.piece]
+            extent = piece_around(segment, size)
+            step = self._chains.find_step(sha256, extent.start) if self._is_chaining else None
             if request.peer is None:
                 return Assignment(segment, None, is_told=True, needs_sha256=step is None)
             digest = self._swarm.digest_of(request.piece)
         assert digest is not None or step is not None
-        assert segment.end is not None
-        target = self._link.target_of(request.peer, sha256, segment.start, segment.end)
-        return Assignment(segment, PeerPiece(target, digest, request.peer, step))
+        assert extent.end is not None
+        target = self._link.target_of(request.peer, sha256, extent.start, extent.end)
+        rest_of = None if segment == extent else extent
+        return Assignment(segment, PeerPiece(target, digest, request.peer, step, rest_of))
 
-    def _next_request(self, among: int) -> Request | None:
-        """Return the next request. A node that knows holders gives grants back: the origin is for those that know none.
-        Call with the lock held."""
+    def _next_request(self, among: int, *, is_paused: bool) -> Request | None:
+        """Return the next request. A node that knows holders gives grants back, the origin being for those that know
+        none; so does one whose origin fails. Call with the lock held."""
         while True:
             now = self._clock()
+            is_alone = self._swarm.is_alone(now)
             request = self._swarm.next_request(among, now)
-            is_patient = now < self._patient_until and not self._swarm.is_alone(now)
+            is_patient = is_paused or (now < self._patient_until and not is_alone)
             if request is None or request.peer is not None or not is_patient:
                 return request
             self._swarm.failed(request, None, now)
+            if is_alone:  # it would be named again
+                return None
 
     def received(self, sha256: str, assignment: Assignment, receipt: Receipt) -> None:
         """Take a piece."""
         request, size = self._request_of(sha256, assignment), _size(assignment.segment)
         with self._lock:
+            if assignment.piece is not None and assignment.piece.extent is not None:
+                self._swarm.failed(request, None, self._clock())  # other parts of it may still come
+                return
             self._swarm.received(request, size / max(receipt.seconds, 1e-6), parse_load(receipt.load), self._clock())
             if request.peer is None and receipt.sha256 is not None:
                 self._swarm.vouch(request.piece, receipt.sha256)
@@ -343,8 +350,8 @@ class VersionPool:
 
     def _ask_how_to_check(self) -> None:
         """Ask some nodes for the chaining values, or to tell the sha256 of pieces where those cannot be used."""
-        for peer in self._list_advisers():
-            if self._closing or self._is_announce_due():
+        for number, peer in enumerate(self._list_advisers()):
+            if self._closing or (number and self._is_announce_due()):  # one at least: a busy node is always late
                 return
             self._asked[peer] = self._clock()
             if not self._is_chaining or self._liars:
@@ -434,6 +441,7 @@ class BlobSupply:
         self._size = dict(pool.pieces.blobs)[sha256]
         self._wake = wake
         self._only_origin = False
+        self._origin_from = 0.0
         self.keeps_chain = chaining.is_available()
 
     def choose(self, segments: Sequence[Segment]) -> Assignment | None:
@@ -441,7 +449,7 @@ class BlobSupply:
         self.is_open = True
         if self._only_origin:
             return Assignment(segments[0], None)
-        assignment = self._pool.choose(self.sha256, segments, self._size)
+        assignment = self._pool.choose(self.sha256, segments, self._size, self._origin_from)
         self.is_idle = assignment is None
         return assignment
 
@@ -466,6 +474,11 @@ class BlobSupply:
         """Fetch this blob from its origin alone."""
         self._only_origin = True
         self.is_idle = False
+
+    def pause_origin(self, until: float) -> bool:
+        """Ask peers alone until then; return whether that is possible."""
+        self._origin_from = until
+        return not self._only_origin
 
     def note_chain(self, states: bytes) -> None:
         """Keep the states of sha256 between the blob's pieces."""

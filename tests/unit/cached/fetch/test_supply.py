@@ -21,7 +21,7 @@ from cached.contract.errors import DigestMismatch, HoldfastError, Transient
 from cached.contract.layout import Layout
 from cached.fetch.attempt import SEGMENT_BYTES, Segment
 from cached.fetch.pool.held_version import Holders
-from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker, is_whole_piece
+from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker, is_whole_piece, piece_around
 from cached.peers.access import PoolKeys, SignedRequest
 from cached.peers.chaining import ChainHasher, step_at
 from cached.peers.serving.contents import Contents, NoPartials
@@ -106,6 +106,9 @@ class Pool:
             self.errors.append(None if error is None else error.code)
             if error is not None and assignment.piece.target.url in self.peers:
                 self.peers.remove(assignment.piece.target.url)
+
+    def pause_origin(self, until: float) -> bool:
+        return False
 
     def note_chain(self, states: bytes) -> None:
         self.chain = states
@@ -273,6 +276,56 @@ def test_a_partial_piece_is_the_origins(tmp_path: Path, source: HostileOrigin) -
         pool.peers.append(peer.url("/p"))
         check_committed(engine.layout, DATA, download.result.result(DEADLINE_S))
         assert all(first % SEGMENT_BYTES == 0 for first, _ in ranges_of(peer.requests))
+
+
+def test_a_rest_comes_as_its_whole_piece(tmp_path: Path, source: HostileOrigin) -> None:
+    """What is left of a piece while the origin fails comes from a peer: the whole piece is checked, only what is left
+    is written, and the other pieces are asked of peers without a pause."""
+    source.script("/f", ResetAfter(9 * MIB))
+    source.always("/f", Status(503, {"Retry-After": "3600"}))
+    with ExitStack() as stack, open_engine(tmp_path / "root", 1) as engine:
+        peer = serve_pieces(stack)
+
+        class Rests(ChainedPool):
+            paused = False
+
+            def choose(self, segments: Sequence[Segment]) -> Assignment | None:
+                segment = segments[0]
+                if not self.paused:
+                    return Assignment(segment, None)
+                extent = piece_around(segment, len(DATA))
+                step = step_at(self._sha256, extent.start, self.states)
+                piece = PeerPiece(HttpTarget(peer.url("/p")), None, "peer", step, None if segment == extent else extent)
+                return Assignment(segment, piece)
+
+            def pause_origin(self, until: float) -> bool:
+                self.paused = True
+                return True
+
+        pool = Rests(DATA)
+        fetch(engine, source, pool)
+        assert len(source.requests) == 1
+        assert [first for first, _ in ranges_of(peer.requests)] == [0, SEGMENT_BYTES]
+        assert pool.chain == pool.states
+
+
+def test_a_wrong_rest_is_not_written(tmp_path: Path, source: HostileOrigin) -> None:
+    """A peer whose piece is wrong outside of what is left of it is refused too: it is not what was asked for."""
+    source.script("/f", ResetAfter(9 * MIB))
+    with ExitStack() as stack, open_engine(tmp_path / "root", 1) as engine:
+        peer = serve_pieces(stack, FlipBit(3))
+
+        class OneRest(Pool):
+            def choose(self, segments: Sequence[Segment]) -> Assignment | None:
+                segment, extent = segments[0], piece_around(segments[0], len(DATA))
+                if is_whole_piece(segment, len(DATA)) or self.errors:
+                    return Assignment(segment, None)
+                piece = PeerPiece(HttpTarget(peer.url("/p")), self._digests[extent.start], "peer", None, extent)
+                return Assignment(segment, piece)
+
+        pool = OneRest(DATA)
+        fetch(engine, source, pool)
+        assert pool.errors == ["digest_mismatch"]
 
 
 def test_no_proxy_and_no_netrc_for_peers(

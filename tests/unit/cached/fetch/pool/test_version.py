@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -123,6 +124,25 @@ def test_what_is_left_of_a_piece_is_the_origins(tmp_path: Path) -> None:
         found = supply.choose((part, LAST))
         assert found is not None
         assert (found.segment, found.piece, found.is_told) == (part, None, False)
+
+
+def test_a_failing_origin_stops_no_peer(tmp_path: Path) -> None:
+    """While the origin is not asked, a part of a piece is asked of a holder, as the whole piece, and grants go back;
+    afterwards it is the origin's again. A part that came does not have its piece served."""
+    link = Link()
+    link.seeds[HOLDER], link.chains[TRACKER] = 3, STATE
+    with version_pool(tmp_path, link, holders=[HOLDER]) as (pool, _):
+        supply, woken = open_supply(pool)
+        part = Segment(4096, PIECE_BYTES)
+        assert supply.pause_origin(time.monotonic() + 3600)
+        found = choose(supply, woken, part)
+        assert found.piece is not None
+        assert (found.segment, found.piece.extent, found.piece.peer) == (part, FIRST, HOLDER)
+        assert found.piece.step == step_at(BLOB, 0, STATE)
+        supply.received(found, Receipt(None, 1.0, ""))
+        assert pool.find_checked(BLOB, 0, 9) is None
+        supply.pause_origin(0.0)
+        assert choose(supply, woken, part) == Assignment(part, None)
 
 
 def test_a_blob_that_is_distrusted_is_the_origins(tmp_path: Path) -> None:
