@@ -145,8 +145,10 @@ class _InferenceServer:
                 "refused", f"{self._url}{path} answered {error.code}: {said}", "check the request and the server's log"
             ) from error
         except (OSError, ValueError) as error:
+            cause = error.reason if isinstance(error, urllib.error.URLError) else error
+            reason = (cause.strerror if isinstance(cause, OSError) else None) or str(cause)
             raise Transient(
-                "no_answer", f"{self._url}{path}: {error}", "check the address, and that the server is ready"
+                "no_answer", f"{self._url}{path}: {reason}", "check the address, and that the server is ready"
             ) from error
         if not isinstance(document, dict):
             raise Permanent("no_answer", f"{self._url}{path} gave no JSON object", "check the address")

@@ -37,7 +37,10 @@ def explain(facts: dict[str, Any], pod: str | None) -> Explanation:
     """Explain a version, to `pod` (`namespace/name`) if one is given."""
     ref = ModelRef(facts["model"], facts["version"])
     verdict = _judge(ref, facts, pod)
-    sentences = [_describe_asking(ref, facts, pod), _describe_entry(facts), verdict.sentence]
+    sentence = verdict.sentence
+    if not facts["daemon"]["running"] and sentence.startswith("It "):  # no sentence before it names the version
+        sentence = f"{ref}{sentence.removeprefix('It')}"
+    sentences = [_describe_asking(ref, facts, pod), _describe_entry(facts), sentence]
     return Explanation(verdict.reason, " ".join(filter(None, sentences)), verdict.remedy)
 
 

@@ -125,7 +125,8 @@ def _verify_all(
         if outcome.right and name is not None:
             verified.setdefault(name, str(ref))
         if not outcome.right:
-            print_error("verify", f"{ref}: {outcome.text}", outcome.remedy)
+            named = outcome.text if str(ref) in outcome.text else f"{ref}: {outcome.text}"
+            print_error("verify", named, outcome.remedy)
         yield ref, outcome
 
 

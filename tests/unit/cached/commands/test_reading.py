@@ -7,6 +7,7 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from types import ModuleType
 
 import pytest
 
-from cached.commands import ls, status, verify
+from cached.commands import golden, ls, status, verify
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
@@ -348,9 +349,22 @@ def test_verify_names_a_file_that_is_gone(gone: str, layout: Layout, capsys: pyt
 
 
 def test_verify_of_what_is_not_here_says_so(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
-    """A version that is not on the node exits 1 and says how to fetch it."""
+    """A version that is not on the node exits 1, is named once in the reason, and how to fetch it is said."""
     assert verify.main(["minilm@1", "--root", str(layout.root)]) == 1
-    assert "holdfast pull minilm@1" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "holdfast verify: minilm@1 is not on this node" in error
+    assert "holdfast pull minilm@1" in error
+
+
+def test_golden_says_why_a_server_does_not_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A server that refuses the connection is told in words, not as Python has it."""
+    with socket.create_server(("127.0.0.1", 0)) as unused:
+        port = unused.getsockname()[1]
+    arguments = ["record", f"http://127.0.0.1:{port}", "--output", str(tmp_path / "g.json"), "--input", "hi"]
+    assert golden.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert "Connection refused" in error
+    assert "urlopen" not in error
 
 
 def test_verify_does_not_touch_what_is_being_evicted(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:

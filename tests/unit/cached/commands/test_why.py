@@ -200,7 +200,8 @@ def say(layout: Layout, capsys: pytest.CaptureFixture[str], *arguments: str) -> 
 
 
 def test_without_a_daemon_the_status_files_answer(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
-    """What failed, what is ready and what was never wanted is told from the files, with the daemon's absence."""
+    """What failed, what is ready and what was never wanted is told from the files, with the daemon's absence. Each
+    paragraph names its version."""
     write_heartbeat(layout, time.time() - 300)
     write_status(layout, model_status(REF, State.FAILED, error=TROUBLE))
     publish(layout, ModelRef("here", "v1"), {"a": b"a"})
@@ -209,12 +210,14 @@ def test_without_a_daemon_the_status_files_answer(layout: Layout, capsys: pytest
     assert "its last heartbeat was 5m0" in said
     assert "401 at the origin" in said
     assert "start the daemon" in said
-    assert "ready" in say(layout, capsys, "here@v1")[1]
+    assert "here@v1 is on this node" in (text := say(layout, capsys, "here@v1")[1])
+    assert "ready" in text
     assert "left no status" in say(layout, capsys, "never@v1")[1]
     code, said = say(layout, capsys, "team-a/llm-0")
     assert code == 1
     assert "it alone knows the pods" in said
     assert "tiny" not in said.partition("not ready:")[0]
+    assert f"\n{REF} is not on this node" in said
     assert "401 at the origin" in said
 
 
