@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cached.contract.annotations import CSI_DRIVER, WeightsRequest, parse
+from cached.contract.annotations import CSI_DRIVER, KNOWN, PREFIX, WeightsRequest, parse
 from cached.csi.request import Access, parse_request
 from cached.daemon.config import parse_config
 from cached.fetch.pool.membership import Place as Member
@@ -160,6 +161,18 @@ def test_the_policys_constants_are_the_injectors() -> None:
     assert f": {{'memory': '{sizes.memory_limit}'}}" in text
     assert text.count(f"'cpu': '{sizes.cpu_limit}', 'memory': '{sizes.memory_limit}'") == 3
     assert f"runAsUser: {gate.user}" in text
+
+
+def test_the_policy_knows_every_annotation() -> None:
+    """The policy without a webhook refuses unknown annotations as the injector does: both know the same ones."""
+    policies = [each["spec"] for each in objects("overlays/policy") if each["kind"] == "ValidatingAdmissionPolicy"]
+    lists = [
+        variable["expression"]
+        for policy in policies
+        for variable in policy.get("variables", [])
+        if variable["name"] == "known"
+    ]
+    assert [re.findall("'([a-z-]+)'", text) for text in lists] == [[key.removeprefix(PREFIX) for key in KNOWN]]
 
 
 @pytest.mark.parametrize("example", ["gate-by-hand", "restricted-namespace"])

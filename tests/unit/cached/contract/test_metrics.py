@@ -11,6 +11,7 @@ from cached.contract.metrics.metric import Kind, Metric
 from tests.support.promtool import list_complaints, needs_promtool
 
 PROGRAMS = {"daemon": daemon.ALL, "gate": gate.ALL, "injector": injector.ALL, "server": server.ALL}
+TABLES = {"daemon": daemon, "gate": gate, "injector": injector, "server": server}
 OLDER = ["holdfast_load_gigabytes_per_second"]  # a name of before these tables, which stays
 
 
@@ -28,6 +29,13 @@ def test_a_program_has_each_metric_once(name: str) -> None:
         assert metric.help and "\n" not in metric.help and metric.combinations >= 1
         assert not {"job", "instance", "le", "quantile"} & set(metric.labels)
         assert list(metric.buckets) == sorted(metric.buckets)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_metric_is_in_the_list_of_its_program(name: str) -> None:
+    """A metric that a table defines is in its `ALL`, which the reference page and the comparisons with a scrape use."""
+    defined = {each.name for each in vars(TABLES[name]).values() if isinstance(each, Metric)}
+    assert defined <= {metric.name for metric in PROGRAMS[name]}
 
 
 def test_a_name_that_programs_share_means_the_same() -> None:
