@@ -1,8 +1,9 @@
 """One attempt at one blob: ranges arrive in any order, are written at their offsets, and are hashed in order.
 
 Law: the hash follows the contiguous front, from buffers still in memory, else from the disk; there is no second pass.
-A piece that was checked as a step from the hash's own state is not hashed again.
-Memory is bounded by the pool, whatever the blob's size. Only a verified blob is committed.
+A piece that was checked as a step from the hash's own state is not hashed again. One thread at a time advances the
+hash: the attempt's own, or a worker with the next piece. Memory is bounded by the pool, whatever the blob's size. Only
+a verified blob is committed.
 """
 
 from __future__ import annotations
@@ -108,9 +109,12 @@ class AttemptResources(Protocol):
     recorder: ThreadPoolExecutor
     group_commit: GroupCommit
 
+    def fills_processors(self) -> bool:
+        """Return whether at least as many blobs are received at once as there are processors."""
+
 
 class Attempt:
-    """The state of one attempt; workers feed it, its own thread hashes and commits."""
+    """The state of one attempt; workers feed it, its own thread hashes what they do not, and commits."""
 
     committing = False  # it counts as receiving until it has its name
 
@@ -140,7 +144,9 @@ class Attempt:
         self.resumed_bytes = self._written.total()
         self._unassigned = deque(self._segments())
         self._held: dict[int, _Held] = {}  # by offset
+        self._hashes: list[Hasher] = []  # empty until its thread has made them
         self._hashing = False
+        self._worker_hashes = False
         self._front = 0
         self._moved_at = time.monotonic()
         self._waiting: dict[int, threading.Condition] = {}  # of each worker that waits with a piece, by its offset
@@ -217,19 +223,24 @@ class Attempt:
             self._unassigned.clear()
 
     def accept(self, buffer: memoryview, length: int, offset: int, received_s: float) -> None:
-        """Write a piece that took `received_s` seconds to receive, and pass it to the hash; takes ownership of
-        `buffer`. Raises `HoldfastError`."""
+        """Write a piece that took `received_s` seconds to receive, and hash it or pass it to the hash; takes ownership
+        of `buffer`. Raises `HoldfastError`."""
         kept = False
         try:
             began = time.monotonic()
             self._ingest.write(buffer, length, offset)
             # Where the network is slower than the disk, a wait would only leave the connection unused.
             patience_s = _PATIENCE_S if received_s < time.monotonic() - began else 0.0
+            is_ours = self._shared.fills_processors()
             with self._lock:
-                kept = self._hold(buffer, length, offset, patience_s)
-                self._wake_first_waiting()  # for the next one there may be room too, or none for long
+                is_ours = is_ours and self._take_front(offset)
+                if not is_ours:
+                    kept = self._hold(buffer, length, offset, patience_s)
+                    self._wake_first_waiting()  # for the next one there may be room too, or none for long
                 self._written.add(offset, offset + length)  # last: now the hash may read it from the disk
                 self._wake_hash()
+            if is_ours:
+                self._hash_front(buffer[:length])
         finally:
             if not kept:
                 self._shared.buffers.give(buffer)
@@ -312,6 +323,25 @@ class Attempt:
 
     # --- hashing ---------------------------------------------------------------------------------------------------
 
+    def _take_front(self, offset: int) -> bool:
+        """Return whether the caller hashes the piece at `offset` itself, which it has written: where every processor
+        has a blob of its own, another thread for it only costs switches. Call with the lock held, before the piece
+        counts as written."""
+        waits = not self._hashing and not self._has_front()
+        if self._failure is not None or not self._hashes or offset != self._front or not waits:
+            return False
+        self._hashing = self._worker_hashes = True
+        return True
+
+    def _hash_front(self, piece: memoryview) -> None:
+        """Hash the piece that `_take_front` took."""
+        for each in self._hashes:
+            each.update(piece)
+        with self._lock:
+            self._hashing = self._worker_hashes = False
+            self._advance(len(piece))
+            self._wake_hash()
+
     def _advance(self, length: int) -> None:
         """Move the front, and wake the worker whose piece is needed first; call with the lock held."""
         self._front += length
@@ -324,7 +354,7 @@ class Attempt:
 
     def _wake_hash(self) -> None:
         """Wake the hash if it has something to do; call with the lock held."""
-        if self._has_front() or self._failure is not None or self._idle():
+        if (self._has_front() and not self._worker_hashes) or self._failure is not None or self._idle():
             self._for_hash.notify()
 
     def _hold(self, buffer: memoryview, length: int, offset: int, patience_s: float) -> bool:
@@ -367,6 +397,8 @@ class Attempt:
             if self.spec.checksum is not None:
                 checksum = new_hasher(self.spec.checksum.algorithm)
                 hashes.append(checksum)
+            with self._lock:
+                self._hashes = hashes
             while (piece := self._next_piece()) is not None:
                 held, offset, length = piece
                 if held is None:
@@ -401,6 +433,9 @@ class Attempt:
             while True:
                 if self._failure is not None:
                     raise self._failure
+                if self._worker_hashes:
+                    self._for_hash.wait()
+                    continue
                 held = self._held.pop(self._front, None)
                 if held is not None:
                     self._hashing = True

@@ -123,6 +123,11 @@ class Workers:
                 for origin in self._downloads.origins_before(download.priority, time.monotonic())
             )
 
+    def fills_processors(self) -> bool:
+        """Return whether at least as many blobs are received at once as there are processors. Takes no lock: an attempt
+        asks this while others hold theirs."""
+        return self._downloads.count_received() >= self._processors
+
     def in_progress(self) -> int:
         """Return the number of blobs being received."""
         with self._condition:
@@ -271,6 +276,10 @@ class _DownloadQueues:
     def count_workers(self) -> int:
         """Return the number of workers with a download."""
         return sum(self._workers.values())
+
+    def count_received(self) -> int:
+        """Return the number of downloads with workers. Needs no lock."""
+        return len(self._workers)
 
     def choose(self, now: float, has_room: Callable[[str], bool], *, crowded: bool) -> Download | None:
         """Return the download that the next worker should take, None if there is none. `crowded`: no processor is free

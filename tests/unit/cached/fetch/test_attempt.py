@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cached.contract.errors import HoldfastError
+from cached.contract.errors import DigestMismatch, HoldfastError
+from cached.fetch import workers
 from cached.store import recovery
 from cached.store.ingest import Ingest
 from tests.support.fetching import (
@@ -88,6 +89,32 @@ def test_bytes_in_order_are_not_read_back(
         check_committed(engine.layout, data, engine.fetch(spec_of(data), http(origin.url("/f"))))
         engine.workers.hold_slots.release(taken)
     assert reads == []
+
+
+@pytest.mark.parametrize("processors", [1, 64])
+def test_blobs_at_once_on_few_processors(
+    tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch, processors: int
+) -> None:
+    """A wrong bit is found and the other blobs are right, whether workers hash their pieces or hand them to another
+    thread; also where a blob's first range comes last."""
+    monkeypatch.setattr(workers, "count_processors", lambda: processors)
+    datas = [noise()[n : n + 36 * MIB] for n in range(3)]
+    hold = Hold()
+    origin.put("/0", datas[0], etag='"v1"')
+    origin.script("/0", hold)
+    origin.put("/1", datas[1], etag='"v1"')
+    origin.put("/2", datas[2][:-9] + b"x" + datas[2][-8:], etag='"v1"')
+    with open_engine(tmp_path / "root", 4) as engine:
+        downloads = [
+            engine.launch(spec_of(data, name=str(n)), http(origin.url(f"/{n}"))) for n, data in enumerate(datas)
+        ]
+        try:
+            check_committed(engine.layout, datas[1], downloads[1].result.result(DEADLINE_S))
+            wrong = downloads[2].result.exception(DEADLINE_S)
+        finally:
+            hold.let_go.set()
+        assert isinstance(wrong, DigestMismatch)
+        check_committed(engine.layout, datas[0], downloads[0].result.result(DEADLINE_S))
 
 
 def test_a_crash_loses_little(tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from cached.fetch import workers
 from cached.fetch.attempt import BlobSpec
 from cached.transport.connection.cancel import Cancelled
 from tests.support.fetching import (
@@ -78,9 +79,13 @@ def _scribble(path: Path, keep: list[tuple[int, int]]) -> None:
             position = end
 
 
-@pytest.mark.parametrize("connections", [1, 3])
-def test_a_stopped_fetch_goes_on(tmp_path: Path, connections: int) -> None:
-    """Stopped in good order, a fetch loses nothing that it wrote, and asks for no recorded byte again."""
+@pytest.mark.parametrize(("connections", "processors"), [(1, 1), (1, 64), (3, 1), (3, 64)])
+def test_a_stopped_fetch_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, connections: int, processors: int
+) -> None:
+    """Stopped in good order, a fetch loses nothing that it wrote, and asks for no recorded byte again; whether workers
+    hash their pieces or hand them to another thread."""
+    monkeypatch.setattr(workers, "count_processors", lambda: processors)
     data = noise()
     spec = spec_of(data)
     with HostileOrigin(host="127.0.0.1") as origin:
