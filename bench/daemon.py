@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,13 @@ class Daemon:
             connection.close()
 
 
+@cache
+def compile_checkout(checkout: Path) -> None:
+    """Compile a checkout's modules, as an installation does: where Python is told to write no bytecode each start would
+    compile them anew."""
+    subprocess.run([sys.executable, "-m", "compileall", "-q", "cached", "sidecar", "server"], cwd=checkout, check=True)
+
+
 @contextmanager
 def daemon(
     root: Path, catalog: Path, environment: Mapping[str, str], options: Sequence[str] = (), checkout: Path | None = None
@@ -146,6 +154,7 @@ def daemon(
 
     `checkout`: another checkout of this repository to run; None: this one.
     """
+    compile_checkout(checkout or _REPOSITORY)
     port, log = free_port(), catalog.parent / "log" / f"{catalog.stem}.log"
     log.parent.mkdir(exist_ok=True)
     argv = [
