@@ -193,6 +193,8 @@ class FakeHub:
     def _api(self, request: Request, repository: Repository, commit: str, match: re.Match[str]) -> Reply:
         if match["what"] == "tree":
             return self._tree(request, repository, commit, unquote(match["path"] or ""))
+        if request.query.get("expand") == ["sha"]:  # only the named fields, as of `model_info(expand=…)`
+            return _json({"id": repository.name, "sha": commit}, {"X-Repo-Commit": commit})
         files = repository.commits[commit].values()
         siblings = [file.sibling() if "blobs" in request.query else {"rfilename": file.path} for file in files]
         about = {"id": repository.name, "sha": commit, "private": False, "tags": [], "siblings": siblings}

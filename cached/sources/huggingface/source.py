@@ -62,8 +62,9 @@ _MAX_FILES = 50_000
 _MAX_PAGES = 1_000
 _MAX_HOPS = 10
 _TREE_QUERY = "?recursive=true&expand=false"
+_COMMIT_QUERY = "?expand=sha"  # else the answer has the name of every file too
 _SHA1 = re.compile(r"[0-9a-f]{40}")
-_UNAUTHORIZED = 401
+_BAD_REQUEST, _UNAUTHORIZED = 400, 401
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})  # as huggingface_hub parses its variables
 
 
@@ -161,7 +162,7 @@ class _Hub:
 
     def commit(self) -> str:
         """Return the commit that the revision names now."""
-        found, revision = self._read_revision(""), self._address.revision
+        found, revision = self._read_revision(_COMMIT_QUERY), self._address.revision
         commit = found.get("sha") if isinstance(found, dict) else None
         pinned = _SHA1.fullmatch(revision) is not None
         if not isinstance(commit, str) or not _SHA1.fullmatch(commit) or (pinned and commit != revision):
@@ -187,6 +188,8 @@ class _Hub:
         repository = f"{self._endpoint}/api/models/{self._address.repo}"
         url = f"{repository}/revision/{quote(self._address.revision, safe='')}{query}"
         answer = self._ask(self.request, url)
+        if answer.status == _BAD_REQUEST and query == _COMMIT_QUERY:  # a mirror that does not know the parameter
+            return self._read_revision("")
         if lacks_api(answer) and self._address.revision == DEFAULT_REVISION:
             other = self._ask(self.request, repository + query)
             answer = other if other.status == 200 else answer

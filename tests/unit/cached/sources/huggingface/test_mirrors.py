@@ -90,6 +90,22 @@ async def test_a_mirror_without_a_tree(
         assert await _contents(f"hf://{NAME}/extra/") == {"a b.json": b"[]"}
 
 
+class _Strict(Mirror):
+    """A mirror that refuses a parameter which it does not know."""
+
+    def answer(self, request: Request) -> Reply:
+        if request.query.get("expand") == ["sha"]:
+            return Reply(400, {"Content-Type": "application/json"}, b'{"error": "unknown parameter"}')
+        return super().answer(request)
+
+
+async def test_a_mirror_that_refuses_parameters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mirror that cannot be asked for the commit alone is asked for all that it says of the revision."""
+    with _Strict() as mirror:
+        _use(mirror, tmp_path, monkeypatch)
+        assert await _contents() == MODEL
+
+
 async def test_a_mirror_that_knows_branches_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the commit that a branch was said to be is unknown, all is asked for by the branch's name."""
     with Mirror() as mirror:
