@@ -5,6 +5,7 @@ Law: reads arguments and the environment, nothing else; a bad value is a usage e
 
 from __future__ import annotations
 
+import argparse
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -15,9 +16,10 @@ from typing import TypeVar
 from cached.contract.layout import DEFAULT_ROOT
 from cached.contract.program.options import OptionParser, parse_address, whole_number
 from cached.contract.program.units import parse_duration, parse_rate, parse_size
-from cached.daemon.pool import ZONE_LABEL, PoolOptions
+from cached.daemon.pool import ZONE_LABEL, PoolOptions, TlsOptions
 from cached.fetch.pool.membership import parse_peers
 from cached.peers.messages import is_zone
+from cached.peers.serving.tls_files import TlsPaths
 from cached.transport.origin_proxy import OriginProxySettings, parse_origin_proxy
 from cached.transport.urls import Origin
 
@@ -64,6 +66,7 @@ def parse_config(arguments: Sequence[str]) -> Config:
     _add_csi_options(parser)
     parser.option("--page", choices=("on", "off"), default="on", help="off: no page for people at / of --listen")
     _add_peer_options(parser)
+    _add_peer_tls(parser)
     _add_origin_proxy_options(parser)
     parser.option("--log-level", choices=("debug", "info", "warning", "error"), default="info", help="how much to log")
     parser.log_format()
@@ -83,8 +86,11 @@ def parse_config(arguments: Sequence[str]) -> Config:
     if given.origin_proxy is not None:
         given.origin_proxy = OriginProxySettings(given.origin_proxy, given.origin_proxy_credentials == "on")
     del given.origin_proxy_credentials
-    given.pool = PoolOptions(given.peers, given.peer_listen, given.peer_key_file, given.peer_upload, given.peer_zone)
-    for name in ("peers", "peer_listen", "peer_key_file", "peer_upload", "peer_zone"):
+    tls = _parse_peer_tls(parser, given)
+    given.pool = PoolOptions(
+        given.peers, given.peer_listen, given.peer_key_file, given.peer_upload, given.peer_zone, tls
+    )
+    for name in [name for name in vars(given) if name.startswith("peer")]:
         delattr(given, name)
     given.connections_per_origin = given.connections_per_origin or given.connections
     del given.log_format  # read before: `open_events`
@@ -235,6 +241,32 @@ def _add_origin_proxy_options(parser: OptionParser) -> None:
         default="off",
         help="on: Dragonfly gets requests with credentials in their headers too, which it passes on and logs",
     )
+
+
+def _add_peer_tls(parser: OptionParser) -> None:
+    chain = "this node's certificate chain, in PEM: other nodes are served over TLS"
+    parser.option("--peer-tls-cert", type=_parse_path, otherwise="in clear", metavar="FILE", help=chain)
+    parser.option("--peer-tls-key", type=_parse_path, metavar="FILE", help="the key of --peer-tls-cert")
+    authorities = "the authorities that signed all nodes' certificates, in PEM"
+    parser.option("--peer-tls-ca", type=_parse_path, metavar="FILE", help=authorities)
+    name = "the name in every node's certificate"
+    parser.option("--peer-tls-name", otherwise="that of --peers dns:NAME", metavar="NAME", help=name)
+
+
+def _parse_peer_tls(parser: OptionParser, given: argparse.Namespace) -> TlsOptions | None:
+    """Return how nodes speak TLS, None where no option says so; a usage error where one is missing."""
+    names = ("peer_tls_cert", "peer_tls_key", "peer_tls_ca")
+    paths = [getattr(given, name) for name in names]
+    missing = [f"--{name.replace('_', '-')}" for name, path in zip(names, paths, strict=True) if path is None]
+    if len(missing) == len(names) and given.peer_tls_name is None:
+        return None
+    if missing:
+        parser.error(f"TLS between nodes needs {', '.join(missing)} too")
+    hosts = {place.host for place in given.peers or ()}
+    name = given.peer_tls_name or (hosts.pop() if len(hosts) == 1 else "")
+    if given.peers is not None and not name:
+        parser.error("--peer-tls-cert with a list of --peers needs --peer-tls-name, the name in every certificate")
+    return TlsOptions(TlsPaths(*paths), name)
 
 
 def _parse_zone(text: str) -> str:

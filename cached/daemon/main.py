@@ -42,13 +42,14 @@ from cached.daemon.config import Config, parse_config
 from cached.daemon.http.server import MOST_CONNECTIONS
 from cached.daemon.imports import Imports
 from cached.daemon.metrics import DaemonMetrics
-from cached.daemon.pool import open_pool
+from cached.daemon.pool import PoolTls, open_pool, read_pool_tls
 from cached.daemon.reconciler import Reconciler
 from cached.daemon.service import DaemonService
 from cached.fetch.downloads import Downloads
+from cached.fetch.pool.node import PoolNode
 from cached.fetch.trace import NoFetchTrace
 from cached.fetch.version import VersionFetches
-from cached.fetch.workers import Workers, WorkerSettings
+from cached.fetch.workers import PEER_HTTP, Workers, WorkerSettings
 from cached.node.cluster import Cluster, NoCluster
 from cached.node.disk_watch import DiskWatch
 from cached.node.gc_pauses import collect_when_quiet
@@ -276,12 +277,15 @@ async def _work(
     loop = asyncio.get_running_loop()
     node, remains = await _open_node(stack, config, stop)
     status_files, cluster = node.status_files, node.cluster
-    client, workers = _start_workers(stack, node, config)
+    tls = read_pool_tls(config.pool)
+    client, workers = _start_workers(stack, node, config, tls)
     downloads = Downloads(node.layout, workers, node.ledger)
     publisher = _make_publisher(node)
     await publisher.discard(remains.damaged)
     publisher.report_published()
-    fetches = await _make_fetches(stack, node, config, client, downloads, publisher, cold_starts)
+    joining = open_pool(config.pool, node.layout, lambda: cluster.labels, node.metrics.add_peers, tls)
+    pool = await _join_pool(stack, node, joining)
+    fetches = _make_fetches(node, config, client, downloads, publisher, cold_starts, pool)
     reconciler = _make_reconciler(node, config, downloads, fetches, publisher)
     reconciler.resume(_adopt_statuses(remains.statuses, status_files, node.inventory, remains.lost))
     await status_files.flushed()  # none says `ready` any more of what is not here, before anybody may ask
@@ -427,30 +431,38 @@ class _VolumePlanner:
         self.find_forbidden = reconciler.find_forbidden
 
 
-def _start_workers(stack: contextlib.AsyncExitStack, node: _Node, config: Config) -> tuple[HttpClient, Workers]:
+def _start_workers(
+    stack: contextlib.AsyncExitStack, node: _Node, config: Config, tls: PoolTls | None
+) -> tuple[HttpClient, Workers]:
     """Return the HTTP client, and the threads that receive with it; `stack` ends both."""
     timeouts = HttpSettings(header_timeout_s=config.stall_timeout_s, stall_window_s=config.stall_timeout_s)
     client = stack.enter_context(contextlib.closing(HttpClient(timeouts, config.origin_proxy)))
-    bounds = WorkerSettings(config.connections, config.connections_per_origin, config.max_bandwidth, node.sealing)
+    per_origin, peer_http = config.connections_per_origin, tls.http if tls else PEER_HTTP
+    bounds = WorkerSettings(config.connections, per_origin, config.max_bandwidth, node.sealing, peer_http)
     workers = Workers(node.layout, client, bounds, node.metrics, node.journal)
     stack.push_async_callback(asyncio.to_thread, workers.stop)
     return client, workers
 
 
-async def _make_fetches(
-    stack: contextlib.AsyncExitStack,
+async def _join_pool(
+    stack: contextlib.AsyncExitStack, node: _Node, joining: contextlib.AbstractContextManager[PoolNode | None]
+) -> PoolNode | None:
+    """Join the pool, if there is one; `stack` leaves it."""
+    pooled = contextlib.ExitStack()
+    stack.push_async_callback(asyncio.to_thread, pooled.close)
+    return await node.blocking.run(pooled.enter_context, joining)
+
+
+def _make_fetches(
     node: _Node,
     config: Config,
     client: HttpClient,
     downloads: Downloads,
     publisher: Publisher,
     cold_starts: ColdStarts | None,
+    pool: PoolNode | None,
 ) -> VersionFetches:
-    """Return the version fetches, in the pool of `config` where there is one; `stack` leaves it."""
-    pooled = contextlib.ExitStack()
-    stack.push_async_callback(asyncio.to_thread, pooled.close)
-    opening = open_pool(config.pool, node.layout, lambda: node.cluster.labels, node.metrics.add_peers)
-    pool = await node.blocking.run(pooled.enter_context, opening)
+    """Return the version fetches, in the pool where there is one."""
     return VersionFetches(
         layout=node.layout,
         ledger=node.ledger,

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,11 +22,14 @@ from cached.fetch.pool.node import PoolNode
 from cached.fetch.workers import PEER_HTTP
 from cached.peers.members import format_address
 from cached.peers.messages import is_zone
+from cached.peers.serving.channel import ClearChannel
 from cached.peers.serving.contents import Contents
 from cached.peers.serving.key_file import KeyFile
 from cached.peers.serving.server import PeerServer, ServerSettings, ServingMetrics
+from cached.peers.serving.tls_files import TlsFiles, TlsPaths
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.settings import ServerTrust
 
 _log = logging.getLogger("holdfast")
 
@@ -43,13 +46,37 @@ class PoolMetrics(ServingMetrics, Protocol):
 @dataclass(frozen=True, slots=True)
 class PoolOptions:
     """`peers`: where the members are, None: off; `upload` in bytes a second, None: no limit; `zone` None:
-    that of the node's label."""
+    that of the node's label; `tls` None: in clear."""
 
     peers: tuple[Place, ...] | None
     listen: tuple[str, int]
     key_file: Path | None
     upload: int | None
     zone: str | None
+    tls: TlsOptions | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TlsOptions:
+    """`name`: in the certificate of every node."""
+
+    paths: TlsPaths
+    name: str
+
+
+class PoolTls:
+    """How the nodes of a pool speak TLS. `http`: for a client that asks them."""
+
+    def __init__(self, options: TlsOptions) -> None:
+        """Raises `Permanent` (`bad_peer_tls`)."""
+        self.files = TlsFiles(options.paths)
+        self.files.read()
+        self.http = replace(PEER_HTTP, trust=ServerTrust(self.files.read_client, options.name))
+
+
+def read_pool_tls(options: PoolOptions) -> PoolTls | None:
+    """Return how the pool speaks TLS, None for in clear, or without a pool. Raises `Permanent` (`bad_peer_tls`)."""
+    return None if options.peers is None or options.tls is None else PoolTls(options.tls)
 
 
 @contextlib.contextmanager
@@ -58,6 +85,7 @@ def open_pool(
     layout: Layout,
     list_labels: Callable[[], Mapping[str, str] | None],
     add_metrics: Callable[[Callable[[], int]], PoolMetrics],
+    tls: PoolTls | None = None,
 ) -> Iterator[PoolNode | None]:
     """Join the pool for a `with` block; None where there is none. `list_labels` returns the node's labels, None while
     they are not known. Raises `Permanent` (`cannot_listen`) or `Transient` (`no_thread`)."""
@@ -71,21 +99,30 @@ def open_pool(
     keys = KeyFile(options.key_file)
     keys.has_keys()  # the log says now if there are none
     with contextlib.ExitStack() as stack:
-        client = stack.enter_context(contextlib.closing(HttpClient(PEER_HTTP)))
+        client = stack.enter_context(contextlib.closing(HttpClient(tls.http if tls else PEER_HTTP)))
         cancellation = Cancellation()
         membership = Membership(options.peers, options.listen[1])
-        link = HttpPoolLink(client, membership, keys.read, options.listen[1], cancellation)
+        scheme = "https" if tls else "http"
+        link = HttpPoolLink(client, membership, keys.read, options.listen[1], cancellation, scheme)
         metrics = add_metrics(lambda: len(membership.list_others()) if keys.has_keys() else 0)
         find_zone = _NodeZone(options.zone, list_labels).find
         node = PoolNode(layout, find_zone, membership, link, keys.has_keys, metrics.resolved)
-        server = PeerServer(Contents(layout, node), node, keys.read, ServerSettings(rate=options.upload), metrics)
+        server = PeerServer(
+            Contents(layout, node),
+            node,
+            keys.read,
+            ServerSettings(rate=options.upload),
+            metrics,
+            open_channel=tls.files.open_channel if tls else ClearChannel,
+        )
         bound = server.open(options.listen)
         stack.callback(node.close)
         stack.callback(cancellation.cancel)  # before: it ends what the node's threads wait for
         stack.callback(server.close)
         membership.start()
         stack.callback(membership.close)
-        _log.info("peers: serving at %s, members: %d", format_address(*bound), len(membership.list_all()))
+        how = "TLS" if tls else "in clear"
+        _log.info("peers: serving at %s, %s, members: %d", format_address(*bound), how, len(membership.list_all()))
         yield node
 
 

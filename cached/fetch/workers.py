@@ -52,12 +52,13 @@ BUFFER_BYTES = 4 * 1024 * 1024  # sha256 releases and retakes the GIL once per b
 @dataclass(frozen=True, slots=True)
 class WorkerSettings:
     """`connections` in all, `per_origin` at most to one origin, `bandwidth` in bytes a second (None: no limit);
-    `sealing`: whether blobs are sealed."""
+    `sealing`: whether blobs are sealed; `peer_http`: how other nodes are asked."""
 
     connections: int
     per_origin: int
     bandwidth: int | None
     sealing: Sealing
+    peer_http: HttpSettings = PEER_HTTP
 
 
 class Workers:
@@ -74,7 +75,7 @@ class Workers:
         self.layout = layout
         self.sealing = settings.sealing
         self.client = client
-        self.peer_client = HttpClient(PEER_HTTP)
+        self.peer_client = HttpClient(settings.peer_http)
         self.observer = observer
         self.journal = journal
         self.at_work = AtWork(time.monotonic)

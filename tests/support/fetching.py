@@ -19,7 +19,7 @@ from cached.contract.layout import Layout, ingest_id
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download, Space
 from cached.fetch.supply import SupplyMaker
-from cached.fetch.workers import _HELD, MAX_OPEN, Workers, WorkerSettings
+from cached.fetch.workers import _HELD, MAX_OPEN, PEER_HTTP, Workers, WorkerSettings
 from cached.store import recovery
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk.verity import Sealing
@@ -196,10 +196,11 @@ def open_engine(
     per_origin: int | None = None,
     bandwidth: int | None = None,
     http: HttpSettings = HASTY,
+    peer_http: HttpSettings = PEER_HTTP,
     origin_proxy: OriginProxySettings | None = None,
 ) -> Iterator[Engine]:
     """An engine for a `with` block; at its end all that it lent must be back."""
-    settings = WorkerSettings(connections, per_origin or connections, bandwidth, Sealing.NONE)
+    settings = WorkerSettings(connections, per_origin or connections, bandwidth, Sealing.NONE, peer_http)
     engine = Engine(root, settings, http, origin_proxy)
     try:
         yield engine

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+from cached.daemon.pool import PoolTls
 from cached.fetch.pool.link import HttpPoolLink
 from cached.fetch.pool.membership import Membership, Place
 from cached.fetch.pool.node import PoolNode
 from cached.fetch.workers import PEER_HTTP
 from cached.peers.access import PoolKeys
 from cached.peers.members import format_address
+from cached.peers.serving.channel import ClearChannel
 from cached.peers.serving.contents import Contents
 from cached.peers.serving.server import PeerServer, ServerSettings
 from cached.transport.client import HttpClient
@@ -50,18 +52,30 @@ class Counted:
 class PoolMember:
     """One node; `members` are the ports of all nodes that it knows, its own among them."""
 
-    def __init__(self, stack: ExitStack, root: Path, port: int, members: Sequence[int], keys: PoolKeys) -> None:
+    def __init__(
+        self,
+        stack: ExitStack,
+        root: Path,
+        port: int,
+        members: Sequence[int],
+        keys: PoolKeys,
+        tls: PoolTls | None = None,
+    ) -> None:
         self.port = port
         self.served = Counted()
         self.cancellation = Cancellation()
         self.membership = Membership([Place(HOST, each) for each in members], port)
-        client = stack.enter_context(closing(HttpClient(PEER_HTTP)))
+        peer_http = tls.http if tls else PEER_HTTP
+        client = stack.enter_context(closing(HttpClient(peer_http)))
         read_keys: Callable[[], PoolKeys] = lambda: keys  # noqa: E731
-        self.link = HttpPoolLink(client, self.membership, read_keys, port, self.cancellation)
-        self.engine = stack.enter_context(open_engine(root, 4))
+        self.link = HttpPoolLink(
+            client, self.membership, read_keys, port, self.cancellation, "https" if tls else "http"
+        )
+        self.engine = stack.enter_context(open_engine(root, 4, peer_http=peer_http))
         self.node = PoolNode(self.engine.layout, str, self.membership, self.link, lambda: True, lambda: None)
         contents = Contents(self.engine.layout, self.node)
-        server = PeerServer(contents, self.node, read_keys, ServerSettings(), self.served)
+        open_channel = tls.files.open_channel if tls else ClearChannel
+        server = PeerServer(contents, self.node, read_keys, ServerSettings(), self.served, open_channel=open_channel)
         server.open((HOST, port))
         stack.callback(self.node.close)
         stack.callback(self.cancellation.cancel)
@@ -101,10 +115,10 @@ class Pools:
         self.ports = [*free_ports(count), *strangers]
         self._made = 0
 
-    def add(self, keys: PoolKeys = KEYS) -> PoolMember:
+    def add(self, keys: PoolKeys = KEYS, tls: PoolTls | None = None) -> PoolMember:
         """Start the next node."""
         number, self._made = self._made, self._made + 1
-        return PoolMember(self._stack, self._folder / f"node{number}", self.ports[number], self.ports, keys)
+        return PoolMember(self._stack, self._folder / f"node{number}", self.ports[number], self.ports, keys, tls)
 
 
 @contextmanager

@@ -7,6 +7,8 @@ checked; an answer that is none counts as no answer.
 
 from __future__ import annotations
 
+import logging
+import ssl
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -15,6 +17,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.manifest import MAX_MANIFEST_BYTES
 from cached.fetch.pool.version import parse_load
+from cached.node.log_once import LogOnce
 from cached.peers import bits
 from cached.peers.access import PoolKeys, SignedRequest, digest_content
 from cached.peers.chaining import STATE_BYTES
@@ -34,6 +37,8 @@ from cached.peers.swarm import Load
 from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation, Cancelled
 from cached.transport.target import HttpTarget
+
+_log = logging.getLogger(__name__)
 
 _OK = 200
 
@@ -55,7 +60,11 @@ class HttpPoolLink:
         read_keys: Callable[[], PoolKeys],
         own_port: int,
         cancellation: Cancellation,
+        scheme: str = "http",
     ) -> None:
+        """`scheme`: `https` where the nodes of the pool speak TLS; `client` knows whom to trust."""
+        self._scheme = scheme
+        self._log_once = LogOnce(_log)
         self._client = client
         self._members = members
         self._read_keys = read_keys
@@ -139,15 +148,24 @@ class HttpPoolLink:
     def _get(self, peer: str, path: str, limit_bytes: int) -> Response | None:
         try:
             return self._client.fetch_any_status(self._target(peer, "GET", path), limit_bytes, self._cancellation)
-        except (HoldfastError, Cancelled, ValueError):
+        except (HoldfastError, Cancelled, ValueError) as error:
+            self._note_failure(peer, error)
             return None
 
     def _post(self, peer: str, path: str, body: bytes) -> Response | None:
         try:
             target = self._target(peer, "POST", path, "", digest_content(body))
-            return self._client.post_any_status(target, body, MAX_BODY_BYTES, self._cancellation)
-        except (HoldfastError, Cancelled):
+            answer = self._client.post_any_status(target, body, MAX_BODY_BYTES, self._cancellation)
+        except (HoldfastError, Cancelled) as error:
+            self._note_failure(peer, error)
             return None
+        self._log_once.log_recovery(f"peer {peer}")
+        return answer
+
+    def _note_failure(self, peer: str, error: Exception) -> None:
+        """Log that a peer does not prove to be of the pool, once: all else of a peer may pass, this needs a person."""
+        if isinstance(error.__cause__, ssl.SSLError):
+            self._log_once.log_error(f"peer {peer}", f"{error}; all nodes of a pool need --peer-tls-cert, or none")
 
     def _target(self, peer: str, method: str, path: str, range_: str = "", digest: str = "") -> HttpTarget:
         parse_address(peer)
@@ -155,4 +173,4 @@ class HttpPoolLink:
         headers = [("Authorization", signed)]
         if digest:
             headers.append(("Content-Digest", digest))
-        return HttpTarget(f"http://{peer}{path}", headers=tuple(headers))
+        return HttpTarget(f"{self._scheme}://{peer}{path}", headers=tuple(headers))

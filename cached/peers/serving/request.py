@@ -7,18 +7,17 @@ Law: bounded in bytes, lines and time before anything is looked at. What is not 
 from __future__ import annotations
 
 import re
-import socket
-import struct
 import time
 from dataclasses import dataclass
 
 from cached.peers.messages import MAX_BODY_BYTES
 from cached.peers.pieces import PIECE_BYTES
+from cached.peers.serving.channel import Channel
 
 MAX_HEAD_BYTES = 8 * 1024
-_RECEIVED_AT_ONCE = 64 * 1024
 _REQUEST_LINE = re.compile(rb"(GET|POST) (/[!-~]{0,1023}) HTTP/1\.1")
 _HEADER = re.compile(rb"([A-Za-z0-9-]{1,64}): ([ -~]{0,1024})")
+_TLS_HANDSHAKE = b"\x16\x03"  # the first bytes of a ClientHello's record
 _RANGE = re.compile(r"bytes=(\d{1,16})-(\d{1,16})", re.ASCII)
 _LENGTH = re.compile(r"\d{1,7}", re.ASCII)
 _UNSUPPORTED = frozenset({"transfer-encoding", "expect", "upgrade"})
@@ -50,10 +49,10 @@ class Request:
 
 
 class RequestReader:
-    """Reads the requests of one blocking connection, one after another."""
+    """Reads the requests of one connection, one after another."""
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self._buffered = bytearray()
 
     def read(self, idle_s: float, head_s: float) -> Request | None:
@@ -61,6 +60,8 @@ class RequestReader:
         within `head_s` of its first byte. Raises `BadRequest`, or OSError."""
         deadline = None if not self._buffered else time.monotonic() + head_s
         while (end := self._buffered.find(b"\r\n\r\n")) < 0:
+            if self._buffered.startswith(_TLS_HANDSHAKE):  # it has no line's end, and its sender waits for an answer
+                raise BadRequest("expected HTTP in clear, found TLS: all nodes of a pool need --peer-tls-cert, or none")
             if len(self._buffered) >= MAX_HEAD_BYTES:
                 raise BadRequest(f"expected a head of at most {MAX_HEAD_BYTES} bytes")
             if not self._receive(idle_s if deadline is None else deadline - time.monotonic()):
@@ -87,13 +88,7 @@ class RequestReader:
         """Receive some bytes; return False where none come, or the peer closed."""
         if seconds <= 0:
             return False
-        # The kernel's own timeout: a Python one makes the descriptor non-blocking, and sendfile(2) with it.
-        limit = struct.pack("@ll", int(seconds), max(1, int(seconds % 1 * 1_000_000)))
-        self._connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-        try:
-            data = self._connection.recv(_RECEIVED_AT_ONCE)
-        except BlockingIOError:
-            return False
+        data = self._channel.receive(seconds) or b""
         self._buffered += data
         return bool(data)
 

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import re
 import socket
-import struct
+import ssl
 import threading
 import time
 from collections.abc import Callable
@@ -32,7 +32,8 @@ from cached.peers.messages import (
     encode_holders,
     encode_reply,
 )
-from cached.peers.serving.contents import CHUNK_BYTES, Contents, OpenRange, PageCacheManners, send_chunk
+from cached.peers.serving.channel import Channel, ChannelMaker, ClearChannel
+from cached.peers.serving.contents import CHUNK_BYTES, Contents, OpenRange, PageCacheManners
 from cached.peers.serving.request import BadRequest, Request, RequestReader
 from cached.peers.trackers import TooMany
 from cached.peers.uploads import Uploads, Verdict
@@ -49,6 +50,8 @@ _DIGESTS_PATH = re.compile(r"/v1/versions/([0-9a-f]{64})/digests")
 _MANIFEST_PATH = re.compile(r"/v1/manifests/sha256/([0-9a-f]{64})")
 _SNAPSHOT_PATH = re.compile(r"/v1/snapshots/sha256/([0-9a-f]{64})")
 _HOLDERS_PATH = re.compile(r"/v1/holders/sha256/([0-9a-f]{64})")
+_NUMBERS = re.compile(r"\d+")
+_REMEMBERED = 1024  # hosts that were refused
 _BACKLOG = 256
 _LEAST_RATE, _LEAST_RATE_AFTER_S = 256 * 1024, 10.0  # of a reader, not counting our own limit
 _REASONS = {
@@ -113,13 +116,16 @@ class PeerServer:
         settings: ServerSettings,
         metrics: ServingMetrics,
         clock: Callable[[], float] = time.time,
+        open_channel: ChannelMaker = ClearChannel,
     ) -> None:
+        self._open_channel = open_channel
         self._contents = contents
         self._announces = announces
         self._read_keys = read_keys
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
+        self._refusals = _Refusals()
         self._limit = BandwidthLimit(settings.rate, time.monotonic, time.sleep)
         self._lock = threading.Lock()
         self._uploads = Uploads[threading.Event](settings.uploads, settings.queue)
@@ -175,7 +181,7 @@ class PeerServer:
             self._begin(accepted, address[0])
 
     def _begin(self, accepted: socket.socket, peer: str) -> None:
-        connection = _Connection(self._serve, accepted, peer, self._settings.stall_s)
+        connection = _Connection(self._serve, self._open_channel(accepted, self._settings.stall_s), peer)
         with self._lock:
             if len(self._connections) >= self._settings.connections:
                 idle = [each for each in self._connections if each.idle_since is not None]
@@ -193,15 +199,17 @@ class PeerServer:
     def _end(self, connection: _Connection) -> None:
         with self._lock:
             self._connections.pop(connection, None)
-        connection.socket.close()
+        connection.channel.close()
 
     # --- one request -----------------------------------------------------------------------------------------------
 
     def _serve(self, connection: _Connection) -> None:
         """Serve the requests of one connection until it ends."""
-        reader = RequestReader(connection.socket)
+        reader = RequestReader(connection.channel)
         settings = self._settings
         try:
+            if not self._begin_channel(connection):
+                return
             while not self._closing.cancelled:
                 connection.idle_since = time.monotonic()
                 request = reader.read(settings.idle_s, settings.head_s)
@@ -215,6 +223,7 @@ class PeerServer:
                     return
                 self._answer(connection, request, body)
         except BadRequest as error:
+            self._refusals.log(connection.peer, str(error))
             self._refuse(connection, 400, str(error))
         except (OSError, Cancelled) as error:  # the peer, or the disk: the peer asks another node
             _log.debug("peer %s: %s", connection.peer, error)
@@ -222,6 +231,16 @@ class PeerServer:
             _log.exception("serving peer %s", connection.peer)
         finally:
             self._end(connection)
+
+    def _begin_channel(self, connection: _Connection) -> bool:
+        """Shake hands where the pool speaks TLS; return False where the peer does not, or is of another pool."""
+        try:
+            connection.channel.begin(self._settings.head_s)
+        except ssl.SSLError as error:
+            why = error.reason or "the connection ended in the handshake"
+            self._refusals.log(connection.peer, f"TLS: {why}; all nodes of a pool need --peer-tls-cert, or none")
+            return False
+        return True
 
     def _is_of_pool(self, connection: _Connection, request: Request) -> bool:
         headers = request.headers
@@ -231,7 +250,7 @@ class PeerServer:
         try:
             self._read_keys().check(signed, headers.get("authorization", ""), self._clock())
         except Refused as error:
-            connection.log_refusal(str(error))
+            self._refusals.log(connection.peer, str(error))
             self._refuse(connection, 401, "expected a request that is signed by this pool")
             return False
         except HoldfastError:  # no key yet, which the log says once
@@ -277,12 +296,12 @@ class PeerServer:
         except TooMany as error:
             self._refuse(connection, 503, str(error))
         except ValueError as error:  # also `BadMessage`
-            connection.log_refusal(str(error))
+            self._refusals.log(connection.peer, str(error))
             self._refuse(connection, 400, str(error))
         else:
             data = encode_reply(reply)
             self._send_head(connection, 200, len(data))
-            connection.socket.sendall(data)
+            connection.channel.send(data)
 
     def _answer_seed(self, connection: _Connection, body: bytes) -> None:
         try:
@@ -303,7 +322,7 @@ class PeerServer:
             self._refuse(connection, 404, "not here")
         else:
             self._send_head(connection, 200, len(data))
-            connection.socket.sendall(data)
+            connection.channel.send(data)
 
     def _answer_blob(self, connection: _Connection, blob: str, start: int, end: int) -> None:
         with self._contents.open_range(blob, start, end) as opened:
@@ -346,7 +365,7 @@ class PeerServer:
                 length = min(self._limit.chunk(CHUNK_BYTES), opened.end - offset)
                 self._limit.take(length, self._closing)
                 began = time.monotonic()
-                send_chunk(connection.socket, opened, offset, length)
+                connection.channel.send_chunk(opened, offset, length)
                 sending_s += time.monotonic() - began
                 sent += length
                 if sending_s > _LEAST_RATE_AFTER_S and sent < _LEAST_RATE * sending_s:
@@ -360,39 +379,45 @@ class PeerServer:
         data = text.encode() + b"\n"
         with contextlib.suppress(OSError):
             self._send_head(connection, status, len(data))
-            connection.socket.sendall(data)
+            connection.channel.send(data)
 
     def _send_head(self, connection: _Connection, status: int, length: int, *more: tuple[str, str]) -> None:
         with self._lock:
             serving, waiting = self._uploads.serving, self._uploads.waiting
         headers = (("Content-Length", str(length)), ("Holdfast-Load", f"{serving},{waiting}"), *more)
         lines = [f"HTTP/1.1 {status} {_REASONS[status]}", *(f"{name}: {value}" for name, value in headers), "", ""]
-        connection.socket.sendall("\r\n".join(lines).encode("ascii"), socket.MSG_MORE if status == 206 else 0)
+        connection.channel.send("\r\n".join(lines).encode("ascii"), is_more_to_come=status == 206)
 
 
 class _Connection:
     """A connection and its thread. `idle_since` is set while it waits for a request, in monotonic seconds."""
 
-    def __init__(
-        self, serve: Callable[[_Connection], None], accepted: socket.socket, peer: str, stall_s: float
-    ) -> None:
-        self.socket = accepted
+    def __init__(self, serve: Callable[[_Connection], None], channel: Channel, peer: str) -> None:
+        self.channel = channel
         self.peer = peer
         self.idle_since: float | None = time.monotonic()
         self.thread = threading.Thread(target=serve, args=(self,), name=f"peer {peer}"[:15], daemon=True)
-        self._logged = False
-        accepted.settimeout(None)
-        stall = struct.pack("@ll", int(stall_s), int(stall_s % 1 * 1_000_000))
-        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, stall)
-        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def shut_down(self) -> None:
         """Wake the thread: its next use of the socket fails."""
-        with contextlib.suppress(OSError):
-            self.socket.shutdown(socket.SHUT_RDWR)
+        self.channel.shut_down()
 
-    def log_refusal(self, why: str) -> None:
-        """Log why requests of this connection are refused, once."""
-        if not self._logged:
-            self._logged = True
-            _log.warning("peer %s: refused: %s", self.peer, why)
+
+class _Refusals:
+    """Why each host is refused: logged when that begins or changes, not with each request. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last: dict[str, str] = {}
+
+    def log(self, host: str, why: str) -> None:
+        """Log why a host is refused, unless it is what was logged of it last."""
+        kind = _NUMBERS.sub("", why)
+        with self._lock:
+            if self._last.pop(host, None) == kind:
+                self._last[host] = kind
+                return
+            self._last[host] = kind
+            if len(self._last) > _REMEMBERED:
+                del self._last[next(iter(self._last))]  # the one refused longest ago
+        _log.warning("peer %s: refused: %s", host, why)

@@ -164,10 +164,12 @@ class Connector:
 
     def _wrap_in_tls(self, sock: socket.socket, host: str) -> ssl.SSLSocket:
         sock.settimeout(self._settings.connect_timeout_s)
+        trust = self._settings.trust
+        context, name = (self._tls, host) if trust is None else (trust.read_context(), trust.name)
         # Ragged ends stay errors: over TLS Python reports a reset by nothing else, and a truncated body has no clean
         # end.
-        return self._tls.wrap_socket(
-            sock, server_hostname=host, do_handshake_on_connect=False, suppress_ragged_eofs=False
+        return context.wrap_socket(
+            sock, server_hostname=name, do_handshake_on_connect=False, suppress_ragged_eofs=False
         )
 
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTrust:
+    """Who an https server must be, in place of the system's authorities and the host of its URL: `read_context` returns
+    a client's context, `name` is the name in the server's certificate."""
+
+    read_context: Callable[[], ssl.SSLContext]
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
 class HttpSettings:
     """Times in seconds. `connect_timeout_s` covers a host's name and all its addresses. A body stalls if fewer than
-    `stall_min_bytes` arrive within a window of any phase. `is_direct`: no proxy, no netrc, no redirect."""
+    `stall_min_bytes` arrive within a window of any phase. `is_direct`: no proxy, no netrc, no redirect.
+    `trust`: None for the system's."""
 
     connect_timeout_s: float = 9.0  # so that an unreachable host is told within 10 s
     header_timeout_s: float = 30.0
@@ -17,6 +29,7 @@ class HttpSettings:
     max_redirects: int = 10
     user_agent: str = "holdfast"
     is_direct: bool = False
+    trust: ServerTrust | None = None
 
     @property
     def tick_s(self) -> float:

@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 
 from cached.contract.digest import Digest
+from cached.contract.errors import Permanent
 from cached.contract.layout import Layout
 from cached.daemon.config import parse_config
 from cached.daemon.metrics import DaemonMetrics
-from cached.daemon.pool import ZONE_LABEL, PoolOptions, open_pool
+from cached.daemon.pool import ZONE_LABEL, PoolOptions, TlsOptions, open_pool, read_pool_tls
 from cached.fetch.pool.membership import Place
 from cached.kube.kubernetes import KubernetesCluster
 from cached.peers.access import PoolKeys, SignedRequest
@@ -30,6 +31,7 @@ from cached.peers.pieces import PieceMap
 from cached.peers.serving.contents import Contents, NoPartials
 from cached.peers.serving.key_file import KeyFile
 from cached.peers.serving.server import PeerServer, ServerSettings
+from cached.peers.serving.tls_files import TlsPaths
 from cached.peers.trackers import Trackers
 from cached.transport.origin_proxy import OriginProxySettings
 from cached.transport.urls import Origin
@@ -98,6 +100,48 @@ def test_an_origin_proxy_is_off_by_default(monkeypatch: pytest.MonkeyPatch) -> N
     assert parse_config(base).origin_proxy == OriginProxySettings(address, with_credentials=False)
     with_credentials = parse_config([*base, "--origin-proxy-credentials", "on"]).origin_proxy
     assert with_credentials == OriginProxySettings(address, with_credentials=True)
+
+
+TLS = ("--peer-tls-cert", "/c", "--peer-tls-key", "/k", "--peer-tls-ca", "/a")
+
+
+def test_the_name_in_the_certificates_is_that_of_the_pool() -> None:
+    """Over TLS all nodes have one name: the option's, else the name that all members are looked up by."""
+    assert options_of("--peers", "dns:peers:9402").tls is None
+    by_dns, given = (
+        options_of("--peers", "dns:peers:9402", *TLS).tls,
+        options_of("--peers", "10.0.0.1:1,10.0.0.2:1", *TLS, "--peer-tls-name", "pool").tls,
+    )
+    assert by_dns == TlsOptions(TlsPaths(Path("/c"), Path("/k"), Path("/a")), "peers")
+    assert given is not None
+    assert given.name == "pool"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "expected"),
+    [
+        (TLS[:2], "--peer-tls-key, --peer-tls-ca"),
+        (TLS[2:], "--peer-tls-cert"),
+        (("--peer-tls-name", "pool"), "--peer-tls-cert"),
+        (("--peers", "10.0.0.1:1,10.0.0.2:1", *TLS), "--peer-tls-name"),
+    ],
+)
+def test_half_of_tls_is_a_usage_error(
+    wrong: tuple[str, ...], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TLS needs a certificate, its key, the authorities and a name: without one of them nothing starts, in clear least
+    of all."""
+    with pytest.raises(SystemExit, match="2"):
+        options_of(*wrong)
+    assert expected in capsys.readouterr().err
+
+
+def test_certificates_that_cannot_be_read_end_the_start() -> None:
+    """A daemon does not speak in clear because its certificate is not there."""
+    with pytest.raises(Permanent, match="/c") as caught:
+        read_pool_tls(options_of("--peers", "dns:peers:9402", *TLS))
+    assert caught.value.code == "bad_peer_tls"
+    assert read_pool_tls(options_of("--peers", "off", *TLS)) is None
 
 
 def test_without_a_key_there_are_no_peers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

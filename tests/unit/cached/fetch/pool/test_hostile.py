@@ -11,11 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from cached.daemon.pool import PoolTls, TlsOptions
 from cached.fetch.attempt import SEGMENT_BYTES
 from cached.peers import bits
 from cached.peers.access import PoolKeys
 from cached.peers.messages import Announce, PieceDigest, encode_announce
 from cached.peers.pieces import PieceMap
+from cached.peers.serving.tls_files import TlsPaths
+from tests.support.certificates import make_certificates
 from tests.support.fetching import MIB, noise, ranges_of
 from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import (
@@ -180,3 +183,23 @@ def test_two_pools_on_one_network_do_not_mix(tmp_path: Path, source: HostileOrig
             assert all(set(node.served.refusals) >= {401} for node in pool)
         starts = [first for first, _ in ranges_of(source.requests)]
         assert all(starts.count(first) == 2 for first in set(starts))
+
+
+def test_a_node_in_clear_is_no_member_of_a_pool_that_speaks_tls(
+    tmp_path: Path, source: HostileOrigin, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nodes that speak TLS fetch one copy together; one with the same key that speaks in clear gets nothing from them,
+    has the version from the origin, and the log says why, once for each node on either side."""
+    certificates = make_certificates(tmp_path, "peers.example")
+    paths = TlsPaths(certificates.certificate, certificates.key, certificates.authority)
+    with open_pools(tmp_path, 3) as pools:
+        clear = pools.add()
+        secret = [pools.add(tls=PoolTls(TlsOptions(paths, "peers.example"))) for _ in range(2)]
+        for finish in [node.begin(DATA, source.url("/f")) for node in (clear, *secret)]:
+            finish()
+        assert clear.served.sent_bytes == clear.engine.counts.peer_bytes == 0
+        assert sum(node.engine.counts.peer_bytes for node in secret) >= MIB
+        starts = [first for first, _ in ranges_of(source.requests)]
+        assert all(starts.count(first) == 2 for first in set(starts))
+    refused = [each.getMessage() for each in caplog.records if "--peer-tls-cert" in each.getMessage()]
+    assert 0 < max(map(refused.count, refused)) <= len(secret)

@@ -19,6 +19,7 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.peers.access import PoolKeys, SignedRequest, digest_content
 from cached.peers.messages import Announce, Reply
+from cached.peers.serving.channel import ChannelMaker, ClearChannel
 from cached.peers.serving.contents import Contents, NoPartials
 from cached.peers.serving.server import PeerServer, ServerSettings
 from cached.peers.trackers import Trackers
@@ -118,7 +119,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Node]]:
     with contextlib.ExitStack() as stack:
         count = 0
 
-        def start_node(settings: ServerSettings | None = None) -> Node:
+        def start_node(settings: ServerSettings | None = None, open_channel: ChannelMaker = ClearChannel) -> Node:
             nonlocal count
             count += 1
             layout = Layout(tmp_path / f"root{count}")
@@ -130,6 +131,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Node]]:
                 lambda: KEYS,
                 settings or ServerSettings(),
                 metrics,
+                open_channel=open_channel,
             )
             address = server.open(("127.0.0.1", 0))
             stack.callback(server.close)
