@@ -12,6 +12,8 @@ from collections.abc import Iterable
 
 MAX_MEMBERS = 4000
 TRACKERS = 3
+INTRODUCE_S = 5.0  # how often other trackers are told which one a node follows
+LOST_S = 60.0  # a tracker that others named and that does not answer is not asked for so long
 _MOST_PORT = 65535
 
 
@@ -49,3 +51,39 @@ def rank_members(version: str, members: Iterable[str]) -> list[str]:
 def trackers_of(version: str, members: Iterable[str]) -> tuple[str, ...]:
     """Return the members that keep track of a version, the first to be asked first."""
     return tuple(rank_members(version, members)[:TRACKERS])
+
+
+class Leads:
+    """Which tracker one node asks about one version: the first of the members that it knows, and of the one that others
+    named. Nodes whose name server answers otherwise agree on one in this way, and the origin sends one copy."""
+
+    def __init__(self, version: str) -> None:
+        self._version = version
+        self._named = ""
+        self._ignored_until = self._introduced_at = float("-inf")
+
+    def list_trackers(self, members: Iterable[str]) -> tuple[str, ...]:
+        """Return the trackers to ask, the first to be asked first."""
+        return trackers_of(self._version, {*members, self._named} - {""})
+
+    def lose(self, tracker: str, now: float) -> None:
+        """Note that a tracker does not answer: where others named it, it is asked no more for a while."""
+        if tracker == self._named:
+            self._named, self._ignored_until = "", now + LOST_S
+
+    def hear(self, named: str, now: float) -> None:
+        """Take the tracker that another one named, unless it did not answer of late."""
+        if named and now >= self._ignored_until:
+            self._named = named
+
+    def list_untold(self, followed: str, trackers: Iterable[str], now: float) -> tuple[str, ...]:
+        """Return the trackers to tell now which one is followed; none if they were told of late."""
+        if now < self._introduced_at + INTRODUCE_S:
+            return ()
+        self._introduced_at = now
+        return tuple(tracker for tracker in trackers if tracker != followed)
+
+
+def is_before(version: str, one: str, other: str) -> bool:
+    """Return whether one member ranks before another for a version."""
+    return rank_members(version, (other, one))[0] == one

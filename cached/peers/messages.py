@@ -61,7 +61,8 @@ class Announce:
     """One node's state of a version. `have`, `want`: sets of pieces that it serves, and that it could begin to fetch
     now; `working`: the granted ones it has not got yet; `failed`: the granted ones it gave up; `digests`: of pieces
     that it received from the origin; `log`, `since`: how far it has read which log of digests; `neighbours`: how many
-    it asks for; `blobs`: (sha256, size) of the version, where the tracker may not know them."""
+    it asks for; `blobs`: (sha256, size) of the version, where the tracker may not know them; `tracker`: which other one
+    the node follows, then this tells only that (empty: this one)."""
 
     version: str
     pieces: int
@@ -76,13 +77,15 @@ class Announce:
     since: int = 0
     neighbours: int = 0
     blobs: tuple[tuple[str, int], ...] = ()
+    tracker: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """A tracker's answer. `grants`: pieces to fetch from the origin; `imports`: pieces to fetch from a peer of another
     zone; `digests` follow `since` of the announce in the log `log`, whose next position is `since`; `active`: whether
-    any node still fetches the version; `under_way`: whether any fetches a piece from the origin, for all of them."""
+    any node still fetches the version; `under_way`: whether any fetches a piece from the origin, for all of them;
+    `tracker`: one that ranks before this one, as other nodes say (empty: none)."""
 
     grants: tuple[int, ...]
     imports: tuple[tuple[int, str], ...]
@@ -92,6 +95,7 @@ class Reply:
     since: int
     active: bool
     under_way: bool = False
+    tracker: str = ""
 
 
 def is_zone(text: str) -> bool:
@@ -116,6 +120,7 @@ def encode_announce(message: Announce) -> bytes:
         "since": message.since,
         "neighbours": message.neighbours,
         "blobs": message.blobs,
+        "tracker": message.tracker,
     }
     return json.dumps(document, separators=(",", ":")).encode()
 
@@ -143,6 +148,7 @@ def decode_announce(body: bytes) -> Announce:
         since=document.number("since", 0, MAX_PIECES),
         neighbours=document.number("neighbours", 0, MAX_NEIGHBOURS),
         blobs=document.pairs("blobs", MAX_BLOBS, _check_sha256, _check_size),
+        tracker=document.address("tracker"),
     )
 
 
@@ -158,6 +164,7 @@ def encode_reply(reply: Reply) -> bytes:
         "since": reply.since,
         "active": reply.active,
         "under_way": reply.under_way,
+        "tracker": reply.tracker,
     }
     return json.dumps(document, separators=(",", ":")).encode()
 
@@ -174,6 +181,7 @@ def decode_reply(body: bytes, pieces: int) -> Reply:
         since=document.number("since", 0, MAX_PIECES),
         active=document.flag("active"),
         under_way=document.flag("under_way"),
+        tracker=document.address("tracker"),
     )
 
 
@@ -219,6 +227,10 @@ class _Document:
         if not isinstance(found, str) or not accepts(found):
             raise BadMessage(f"{name}: unexpected text {str(found)[:80]!r}")
         return found
+
+    def address(self, name: str) -> str:
+        found = self._document.get(name)
+        return "" if found == "" else _check_address(found)
 
     def items(self, name: str, most: int) -> list[object]:
         found = self._document.get(name)

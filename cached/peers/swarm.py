@@ -321,15 +321,15 @@ class Swarm:
 
     def _choose_from_neighbours(self, wanted: int, now: float) -> Request | None:
         """Return a random piece of the neighbour with the shortest queue that has one."""
+        if any(each.have & wanted for each in self._neighbours.values()):  # also what cannot be checked yet
+            self._promised_at = now
         wanted &= self._checkable
         best, best_rank = None, (1e9, 0.0)
         for each in self._neighbours.values():
-            if each.have & wanted:
-                self._promised_at = now
-                if each.asked < _OF_ONE:
-                    rank = (each.asked + each.waiting, self._rng.random())
-                    if rank < best_rank:
-                        best, best_rank = each, rank
+            if each.have & wanted and each.asked < _OF_ONE:
+                rank = (each.asked + each.waiting, self._rng.random())
+                if rank < best_rank:
+                    best, best_rank = each, rank
         return None if best is None else Request(pick(best.have & wanted, self._rng), best.address)
 
     def _is_put_off(self, now: float) -> bool:

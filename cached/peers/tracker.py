@@ -129,6 +129,11 @@ class Tracker:
         self._opens_at = 0.0
 
     @property
+    def log(self) -> str:
+        """The name of the log of digests, by which a node shows that it follows this tracker."""
+        return self._log_id
+
+    @property
     def is_forgotten(self) -> bool:
         """Whether no node announces the version any more, as `tidy` found."""
         return not self._nodes

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from cached.peers.members import host_of
+from cached.peers.members import host_of, is_before
 from cached.peers.messages import Announce, BadMessage, Reply
 from cached.peers.pieces import PieceMap
 from cached.peers.tracker import Tracker
@@ -23,6 +23,7 @@ _PER_SECOND = 12.0  # the least pause between two of one node's announces is a t
 _MAX_NODES = 8192
 _MAX_OF_HOST = 16  # a node is its host and the port that it says: no host is more nodes than this at once
 _TIDY_S = 5.0
+_NAMED_S = 15.0  # how long it counts that nodes follow another tracker: of three introductions
 
 
 class TooMany(Exception):
@@ -43,6 +44,7 @@ class Trackers:
         self._trackers: dict[str, Tracker] = {}
         self._budgets: dict[str, _Budget] = {}
         self._hosts = Counter[str]()  # the budgets of each
+        self._named: dict[str, tuple[str, float]] = {}  # by version: the first one that nodes follow, until when
         self._tidied_at = 0.0
 
     def __len__(self) -> int:
@@ -64,6 +66,8 @@ class Trackers:
             self._tidy(now)
         self._spend(address, now)
         _check_blobs(message)
+        if message.tracker:
+            return self._introduce(message.version, message.tracker, now)
         tracker = self._trackers.get(message.version)
         if tracker is None:
             if len(self._trackers) >= MAX_VERSIONS:
@@ -71,10 +75,22 @@ class Trackers:
             log = f"{self._rng.getrandbits(128):032x}"
             tracker = Tracker(message.pieces, log, now + SURVEY_S, self._rng)
             self._trackers[message.version] = tracker
+        named, until = self._named.get(message.version, ("", 0.0))
+        if now >= until:
+            named = ""
+        if named and message.log != tracker.log:  # it asks that one first; only where that is lost it comes back
+            message = replace(message, want=0)
         try:
-            return tracker.announce(address, message, now)
+            return replace(tracker.announce(address, message, now), tracker=named)
         except ValueError as error:
             raise BadMessage(f"version {message.version[:12]}: {error}") from error
+
+    def _introduce(self, version: str, tracker: str, now: float) -> Reply:
+        """Remember the first tracker that nodes of a version follow: those that come here are told."""
+        known, until = self._named.get(version, ("", 0.0))
+        if (len(self._named) < MAX_VERSIONS or known) and (now >= until or not is_before(version, known, tracker)):
+            self._named[version] = tracker, now + _NAMED_S
+        return Reply((), (), (), (), "", 0, active=True)
 
     def _spend(self, address: str, now: float) -> None:
         """Take one announce from a node's budget; raises `TooMany` if it is spent."""
@@ -100,6 +116,7 @@ class Trackers:
             tracker.tidy(now)
             if tracker.is_forgotten:
                 del self._trackers[version]
+        self._named = {version: each for version, each in self._named.items() if now < each[1]}
         full_s = _BURST / _PER_SECOND
         self._budgets = {address: each for address, each in self._budgets.items() if now < each.at + full_s}
         self._hosts = Counter(map(host_of, self._budgets))

@@ -21,7 +21,7 @@ from cached.node.log_once import LogOnce
 from cached.peers import bits
 from cached.peers.access import PoolKeys, SignedRequest, digest_content
 from cached.peers.chaining import STATE_BYTES
-from cached.peers.members import parse_address, trackers_of
+from cached.peers.members import Leads, parse_address
 from cached.peers.messages import (
     MAX_BODY_BYTES,
     Announce,
@@ -41,6 +41,7 @@ from cached.transport.target import HttpTarget
 _log = logging.getLogger(__name__)
 
 _OK = 200
+_REMEMBERED = 256  # versions
 
 
 class Members(Protocol):
@@ -65,6 +66,7 @@ class HttpPoolLink:
         """`scheme`: `https` where the nodes of the pool speak TLS; `client` knows whom to trust."""
         self._scheme = scheme
         self._log_once = LogOnce(_log)
+        self._leads: dict[str, Leads] = {}  # by version
         self._client = client
         self._members = members
         self._read_keys = read_keys
@@ -72,17 +74,36 @@ class HttpPoolLink:
         self._cancellation = cancellation
 
     def announce(self, message: Announce) -> Reply | None:
-        """Announce to the first tracker of the version that answers; None if none does."""
-        body = encode_announce(message)
-        for tracker in trackers_of(message.version, self._members.list_all()):
-            answer = self._post(tracker, f"/v1/announces/{self._own_port}", body)
-            if answer is None or answer.status != _OK:
+        """Announce to the first tracker of the version that answers, and tell the others which one that is; None if
+        none does."""
+        leads = self._leads_of(message.version)
+        trackers = leads.list_trackers(self._members.list_all())
+        for tracker in trackers:
+            reply = self._announce_to(tracker, message)
+            if reply is None:
+                leads.lose(tracker, time.monotonic())
                 continue
-            try:
-                return decode_reply(answer.body, message.pieces)
-            except BadMessage:
-                continue
+            leads.hear(reply.tracker, time.monotonic())
+            for other in leads.list_untold(tracker, trackers, time.monotonic()):
+                self._announce_to(other, Announce(message.version, message.pieces, "", 0, 0, tracker=tracker))
+            return reply
         return None
+
+    def _leads_of(self, version: str) -> Leads:
+        found = self._leads.pop(version, None) or Leads(version)
+        self._leads[version] = found
+        if len(self._leads) > _REMEMBERED:
+            del self._leads[next(iter(self._leads))]  # the one announced longest ago
+        return found
+
+    def _announce_to(self, tracker: str, message: Announce) -> Reply | None:
+        answer = self._post(tracker, f"/v1/announces/{self._own_port}", encode_announce(message))
+        if answer is None or answer.status != _OK:
+            return None
+        try:
+            return decode_reply(answer.body, message.pieces)
+        except BadMessage:
+            return None
 
     def ask_for_seed(self, peer: str, message: Announce) -> Announce | None:
         """Return what a node has of a version, which it announces from now on; None if it has nothing of it."""

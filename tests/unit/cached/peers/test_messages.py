@@ -52,6 +52,7 @@ def announces(draw: st.DrawFn) -> Announce:
         since=draw(st.integers(0, 3000)),
         neighbours=draw(st.integers(0, 32)),
         blobs=tuple((draw(SHA256S), n + 1) for n in draw(numbers)),
+        tracker=draw(st.just("") | ADDRESSES),
     )
 
 
@@ -68,6 +69,7 @@ def replies(draw: st.DrawFn) -> tuple[Reply, int]:
         since=draw(st.integers(0, 3000)),
         active=draw(st.booleans()),
         under_way=draw(st.booleans()),
+        tracker=draw(st.just("") | ADDRESSES),
     ), count
 
 
@@ -146,6 +148,8 @@ VALID = Announce(KEY, 9, "", 1, 2)
         {"neighbours": 33},
         {"blobs": [["0" * 64, 0]]},
         {"blobs": [["0" * 63, 1]]},
+        {"tracker": "nowhere"},
+        {"tracker": None},
     ],
 )
 def test_what_is_out_of_bounds_is_refused(change: dict[str, Any]) -> None:

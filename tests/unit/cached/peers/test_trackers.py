@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cached.peers.members import rank_members
 from cached.peers.messages import Announce, BadMessage, PieceDigest, Reason, decode_reply, encode_reply
 from cached.peers.pieces import PIECE_BYTES, PieceMap
 from cached.peers.tracker import LEASE_S
@@ -100,6 +101,22 @@ def test_a_host_is_few_nodes() -> None:
     trackers.announce("10.0.0.1:9402", ANNOUNCE, 60.0)
 
 
+def test_nodes_that_know_other_members_meet_at_one_tracker() -> None:
+    """A tracker that hears that nodes follow one before it names that one, deals nothing to who has not asked there,
+    and deals again to who comes back because it does not answer. What is said of a later one changes nothing."""
+    first, second, third = rank_members(PIECES.key, [f"10.0.0.{n}:1" for n in range(1, 4)])
+    trackers = Trackers(random.Random(1))
+    trackers.announce("10.0.9.1:1", ANNOUNCE, 0.0)
+    trackers.end_survey(PIECES.key)
+    for named in (second, third, first, second):
+        trackers.announce("10.0.9.2:1", replace(ANNOUNCE, tracker=named), 0.1)
+    told = trackers.announce("10.0.9.3:1", ANNOUNCE, 0.2)
+    assert (told.tracker, told.grants) == (first, ())
+    again = trackers.announce("10.0.9.3:1", replace(ANNOUNCE, log=told.log), 0.3)
+    assert again.grants
+    assert trackers.announce("10.0.9.3:1", replace(ANNOUNCE, log=told.log), 60.0).tracker == ""
+
+
 SETS = st.integers(0, 7)
 NODES = st.sampled_from([f"10.0.0.{n}:9402" for n in range(1, 5)])
 ANNOUNCES = st.builds(
@@ -115,6 +132,7 @@ ANNOUNCES = st.builds(
     since=st.integers(0, 9),
     neighbours=st.integers(0, 32),
     pieces=st.sampled_from([3, 3, 3, 4]),
+    tracker=st.just("") | st.just("") | NODES,
 )
 
 
@@ -131,7 +149,7 @@ def test_whatever_nodes_say_the_answer_is_within_bounds(
             reply = trackers.announce(address, message, now)
         except (TooMany, BadMessage):
             continue
-        heard.add(address)
+        heard |= set() if message.tracker else {address}
         assert decode_reply(encode_reply(reply), 3) == reply
         dealt = (*reply.grants, *(piece for piece, _ in reply.imports))
         assert all(message.want >> piece & 1 for piece in dealt)
