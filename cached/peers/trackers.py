@@ -50,9 +50,11 @@ class Trackers:
     def __len__(self) -> int:
         return len(self._trackers)
 
-    def tracks(self, version: str) -> bool:
-        """Return whether a version is known."""
-        return version in self._trackers
+    def find_log(self, version: str) -> str | None:
+        """Return the name of the log of a version's tracker, None where there is none: another name is another
+        tracker, which knows nothing yet."""
+        tracker = self._trackers.get(version)
+        return None if tracker is None else tracker.log
 
     def end_survey(self, version: str) -> None:
         """Deal a version from now on: all members were asked whether they have it."""

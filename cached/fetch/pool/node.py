@@ -202,8 +202,9 @@ class PoolNode:
     def announce(self, address: str, message: Announce, now: float) -> Reply:
         """Let the tracker of a version answer. The first announce of a version asks all members for seeds."""
         with self._lock:
-            is_new = not self._trackers.tracks(message.version)
+            before = self._trackers.find_log(message.version)
             reply = self._trackers.announce(address, message, now)
+            is_new = self._trackers.find_log(message.version) != before
         if is_new and message.blobs and not self._closing:
             self._survey(message)
         return reply

@@ -16,6 +16,7 @@ from cached.peers.swarm import Load
 from cached.transport.client import Response
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.target import HttpTarget
+from tests.support.fetching import eventually
 
 MEMBERS = 3000
 
@@ -36,6 +37,9 @@ class Link:
         with self._lock:
             self.asked += 1
         return None
+
+    def wait_asked(self, count: int) -> None:
+        eventually(lambda: self.asked == count)
 
     def poll(self, peer: str, version: str, pieces: int) -> tuple[int, Load] | None:
         return None
@@ -80,3 +84,24 @@ def test_a_flood_of_versions_asks_a_bounded_number_of_members(tmp_path: Path) ->
         membership.close()
         node.close()
     assert link.asked <= 3 * MEMBERS
+
+
+def test_a_version_that_all_left_is_asked_about_again(tmp_path: Path) -> None:
+    """The first announce of a version after its nodes were forgotten asks all members for seeds, as the first one ever
+    did: a node that comes later finds those that have it."""
+    link = Link()
+    link.let_go.set()
+    membership = Membership(
+        [Place("10.0.0.1", 9402), Place("10.0.0.2", 9402)], 1, lambda host, port: [f"{host}:{port}"]
+    )
+    membership.start()
+    node = PoolNode(Layout(tmp_path), str, membership, link, lambda: True)
+    pieces = PieceMap([("a" * 64, 1 << 20)])
+    message = Announce(pieces.key, 1, "", 0, 1, blobs=pieces.blobs)
+    try:
+        for times, now in ((1, 100.0), (1, 101.0), (2, 160.0), (2, 161.0)):
+            node.announce("10.0.0.1:9402", message, now)
+            link.wait_asked(2 * times)
+    finally:
+        membership.close()
+        node.close()
