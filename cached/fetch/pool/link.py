@@ -21,7 +21,7 @@ from cached.node.log_once import LogOnce
 from cached.peers import bits
 from cached.peers.access import PoolKeys, SignedRequest, digest_content
 from cached.peers.chaining import STATE_BYTES
-from cached.peers.members import Leads, parse_address
+from cached.peers.members import Leads, parse_address, trackers_of
 from cached.peers.messages import (
     MAX_BODY_BYTES,
     Announce,
@@ -128,7 +128,7 @@ class HttpPoolLink:
 
     def list_trackers(self, version: str) -> tuple[str, ...]:
         """Return the trackers of a version, the first to be asked first."""
-        return trackers_of(version, self._members.list_all())
+        return self._leads_of(version).list_trackers(self._members.list_all())
 
     def read_chain(self, peer: str, version: str) -> bytes | None:
         """Return what a node says are the chaining values of a version; None if it does not say."""

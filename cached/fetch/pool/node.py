@@ -245,7 +245,8 @@ class PoolNode:
             return
         chain = self._link.read_chain(member, found.version)
         with self._lock:
-            self._told_chains = {each: told for each, told in self._told_chains.items() if self._trackers.tracks(each)}
+            tracked = {each for each in self._told_chains if self._trackers.find_log(each) is not None}
+            self._told_chains = {each: self._told_chains[each] for each in tracked}
             if chain is not None and len(self._told_chains) < _MAX_CHAINS:
                 self._told_chains[found.version] = chain
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.fetch.pool.link import HttpPoolLink
 from cached.fetch.workers import PEER_HTTP
@@ -46,6 +47,9 @@ class Tracking:
 
     def seed(self, message: Announce) -> Announce | None:
         return None
+
+    def find_holders(self, digest: Digest) -> tuple[str, ...]:
+        return ()
 
 
 class Members:

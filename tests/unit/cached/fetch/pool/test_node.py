@@ -95,7 +95,7 @@ def test_a_version_that_all_left_is_asked_about_again(tmp_path: Path) -> None:
         [Place("10.0.0.1", 9402), Place("10.0.0.2", 9402)], 1, lambda host, port: [f"{host}:{port}"]
     )
     membership.start()
-    node = PoolNode(Layout(tmp_path), str, membership, link, lambda: True)
+    node = PoolNode(Layout(tmp_path), str, membership, link, lambda: True, lambda: None)
     pieces = PieceMap([("a" * 64, 1 << 20)])
     message = Announce(pieces.key, 1, "", 0, 1, blobs=pieces.blobs)
     try:
