@@ -20,8 +20,7 @@ from cached.daemon.pool import ZONE_LABEL, PoolOptions, TlsOptions
 from cached.fetch.pool.membership import parse_peers
 from cached.peers.messages import is_zone
 from cached.peers.serving.tls_files import TlsPaths
-from cached.transport.origin_proxy import OriginProxySettings, parse_origin_proxy
-from cached.transport.urls import Origin
+from cached.transport.origin_proxy import OriginProxySettings, parse_origin_proxy_option
 
 T = TypeVar("T", int, float)
 
@@ -230,7 +229,7 @@ def _add_peer_options(parser: OptionParser) -> None:
 def _add_origin_proxy_options(parser: OptionParser) -> None:
     parser.option(
         "--origin-proxy",
-        type=_parse_origin_proxy,
+        type=parse_origin_proxy_option,
         default="off",
         metavar="dragonfly=URL",
         help="ask this node's Dragonfly (dfdaemon's proxy) for files of known sha256, as dragonfly=http://127.0.0.1:4001",
@@ -275,10 +274,6 @@ def _parse_zone(text: str) -> str:
             f"expected a zone, as a label's value: at most 63 letters, digits, '.', '_', '-', found {text!r}"
         )
     return text
-
-
-def _parse_origin_proxy(text: str) -> Origin | None:
-    return None if text == "off" else parse_origin_proxy(text)
 
 
 def _parse_interval(text: str) -> float | None:

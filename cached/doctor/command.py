@@ -26,7 +26,8 @@ from cached.doctor import gpu, node
 from cached.doctor.aside import run_in_thread
 from cached.doctor.cluster import check_cluster
 from cached.doctor.findings import Finding, Verdict, failed, has_failed
-from cached.doctor.sources import check_sources, read_catalog
+from cached.doctor.sources import check_origin_proxy, check_sources, read_catalog
+from cached.transport.origin_proxy import parse_origin_proxy_option
 
 _TIMEOUT_S = "15"
 _STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "red", Verdict.SKIPPED: "dim"}
@@ -43,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     parser.option(
         "--node", default=host, otherwise="the host's name", metavar="NAME", help="this node's name in the cluster"
     )
+    proxy = "the daemon's Dragonfly, which is looked at"
+    parser.option("--origin-proxy", type=parse_origin_proxy_option, default="off", metavar="dragonfly=URL", help=proxy)
     wait = "seconds for each source and the cluster"
     parser.option("--timeout", type=parse_seconds, default=_TIMEOUT_S, metavar="S", help=wait)
     parser.switch("--json", help="print one JSON object instead of text")
@@ -82,6 +85,10 @@ async def _check_all(options: argparse.Namespace, layout: Layout) -> AsyncIterat
     for finding in await _make("catalog", partial(_take_catalog, options.catalog, catalogs), options.timeout):
         yield finding
     catalog = catalogs[0] if catalogs else EMPTY_CATALOG
+    if options.origin_proxy is not None:
+        look = partial(check_origin_proxy, options.origin_proxy, options.timeout)
+        for finding in await _make("dragonfly", look, options.timeout):
+            yield finding
     async for finding in check_sources(catalog, options.timeout):
         yield finding
     async for finding in check_cluster(options.kube, options.node, layout, options.timeout):

@@ -7,6 +7,7 @@ process's environment; no file's bytes.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +21,7 @@ from cached.sources.base import Source
 from cached.sources.registry import open_source
 from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
+from cached.transport.urls import Origin
 
 _AT_ONCE = 8
 _SHOWN = 5
@@ -53,6 +55,20 @@ def read_catalog(path: Path | None) -> tuple[Catalog, list[Finding]]:
     if not found:
         found.append(ok(area, f"{path}: {len(models)} models, {versions} versions listed"))
     return parsed.catalog, found
+
+
+def check_origin_proxy(address: Origin, timeout_s: float) -> Iterator[Finding]:
+    """Yield whether the proxy of `--origin-proxy` takes connections: where it does not, origins are asked directly.
+    Blocking."""
+    area, where = "dragonfly", address.authority
+    try:
+        socket.create_connection((address.host, address.port), timeout_s).close()
+    except OSError as error:
+        reason = error.strerror or "no answer in time"
+        remedy = "see whether dfdaemon runs on this node, and the port of its proxy; until then origins are asked"
+        yield warning(area, f"nothing answers at {where}, the address of --origin-proxy: {reason}", remedy)
+    else:
+        yield ok(area, f"something answers at {where}, the address of --origin-proxy")
 
 
 async def check_sources(catalog: Catalog, timeout_s: float) -> AsyncIterator[Finding]:

@@ -56,6 +56,11 @@ def parse_origin_proxy(text: str) -> Origin:
     return address.origin
 
 
+def parse_origin_proxy_option(text: str) -> Origin | None:
+    """Parse the option's value: as `parse_origin_proxy`, None for `off`."""
+    return None if text == "off" else parse_origin_proxy(text)
+
+
 class OriginProxy:
     """One dfdaemon, as the requests for content see it. Thread-safe."""
 

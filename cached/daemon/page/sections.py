@@ -31,6 +31,7 @@ _KINDS = {
     "sagemaker": "SageMaker",
     "import": "Imported archives",
     "peer": "Other nodes",
+    "dragonfly": "Dragonfly",
     "http": "HTTP",
     "file": "Local files",
     "": "Not known",
