@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -185,7 +186,13 @@ def test_stop_waits_until_all_is_recorded(tmp_path: Path, origin: HostileOrigin)
         download = engine.launch(spec, http(origin.url("/f")), space=paused)
         queued = engine.launch(spec_of(data[:9], name="queued"), http(origin.url("/f")), priority=7)
         assert paused.reached.wait(DEADLINE_S)
-        threading.Timer(0.05, paused.let_go.set).start()
+
+        def let_go() -> None:
+            queued.result.exception(DEADLINE_S)  # it is called off by now, and so is the other one
+            time.sleep(0.05)
+            paused.let_go.set()
+
+        threading.Thread(target=let_go).start()
         engine.workers.stop()
         assert download.result.done()
         assert (engine.folder(spec) / "state.json").exists()
