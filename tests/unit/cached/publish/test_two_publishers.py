@@ -161,7 +161,7 @@ async def marks(
             destinations.append(opened)
             return opened.mark
 
-        monkeypatch.setattr(object_mark, "_SILENCE_S", 1.0)
+        monkeypatch.setattr(object_mark, "_SILENCE_S", 3.0)
         monkeypatch.setattr(object_mark, "_LOOK_S", 0.1)
         yield make_one
         for each in destinations:
@@ -170,14 +170,14 @@ async def marks(
     server: S3Server = request.getfixturevalue(request.param)
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(object_mark, "_SILENCE_S", 1.0)
+    monkeypatch.setattr(object_mark, "_SILENCE_S", 3.0)
     monkeypatch.setattr(object_mark, "_LOOK_S", 0.1)
     monkeypatch.setattr(object_mark, "_SETTLE_S", 0.2)
     clients: list[S3Client] = []
     bucket = new_bucket(server)
 
     def make() -> ObjectMark:
-        client = S3Client(S3Address.parse(f"s3://{bucket}/m/"), attempts=2, connections=2, read_timeout_s=10)
+        client = S3Client(S3Address.parse(f"s3://{bucket}/m/"), attempts=2, connections=2, read_timeout_s=60)
         clients.append(client)
         return ObjectMark(S3MarkStore(client, S3Writer(client), f"m/{PUBLISHING_NAME}"), client.address.display)
 

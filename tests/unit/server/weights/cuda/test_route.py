@@ -38,12 +38,12 @@ class Slow(FakeRuntime):
 
     def register(self, address: int, nbytes: int, *, read_only: bool) -> None:
         if self._slow == "register" and read_only:
-            time.sleep(0.05)
+            time.sleep(0.5)
         super().register(address, nbytes, read_only=read_only)
 
     def record(self, event: int, stream: int) -> None:
         if self._slow == "ring" and not any(read_only for _, read_only in self._registered.values()):
-            time.sleep(0.05)
+            time.sleep(0.5)
         super().record(event, stream)
 
 
