@@ -118,7 +118,8 @@ def test_a_disk_that_fails(tmp_path: Path, place: Place, operation: str) -> None
             "an error",
         )
         assert daemon.get("/healthz")[0] == 200
-        assert not daemon.path(B).exists()
+        if operation != "statfs":  # the space that was known before may have sufficed
+            assert not daemon.path(B).exists()
         check_public(daemon)
         disk.fail.clear()
         wait_told(daemon, B, "ready")
