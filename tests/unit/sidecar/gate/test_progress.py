@@ -27,14 +27,14 @@ def test_states_are_told_as_they_come(public: PublicLayout, gates: Gates) -> Non
 
 def test_a_log_gets_few_lines(public: PublicLayout, gates: Gates) -> None:
     """Progress that moves within one state is at most a line every two seconds in a log."""
+    began, done = time.monotonic(), 0
     gate = gates.start("--timeout", "1.5")
-    deadline = time.monotonic() + PATIENCE_S
-    done = 0
-    while gate.process.poll() is None and time.monotonic() < deadline:
+    while gate.process.poll() is None and time.monotonic() < began + PATIENCE_S:
         write_status(public, REF, State.FETCHING, done=(done := done + 1, 1 << 20))
         time.sleep(0.01)
     assert gate.wait() == 75
-    assert gate.said().count(": fetching") <= 3  # the first, one after two seconds of a slow machine, and the reason
+    # The first, the reason, and one for each two seconds: a busy machine keeps a gate longer than it was told.
+    assert gate.said().count(": fetching") <= 2 + (time.monotonic() - began) / 2
 
 
 def test_silence_is_explained_after_ten_seconds(public: PublicLayout, gates: Gates) -> None:
