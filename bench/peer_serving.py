@@ -1,4 +1,4 @@
-"""Measure what serving a blob to other nodes costs: CPU seconds a GB of the server, beside nginx, in turns.
+"""Measure what serving a blob to other nodes costs, in clear and over TLS: CPU seconds a GB, beside nginx, in turns.
 
 Law: both send the same ranges of 32 MiB from the page cache to the same clients over loopback; the clients' time is not
 counted. The server is the daemon's own (`cached/peers/serving`), in a process that does nothing else.
@@ -14,10 +14,13 @@ import hashlib
 import os
 import signal
 import socket
+import ssl
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -30,8 +33,10 @@ from cached.contract.layout import Layout
 from cached.peers.access import PoolKeys, SignedRequest
 from cached.peers.messages import Announce, Reply
 from cached.peers.pieces import PIECE_BYTES
+from cached.peers.serving.channel import ClearChannel
 from cached.peers.serving.contents import Contents, NoPartials
 from cached.peers.serving.server import PeerServer, ServerSettings
+from cached.peers.serving.tls_files import TlsFiles, TlsPaths
 from cached.peers.trackers import TooMany
 
 _KEYS = PoolKeys([b"a key that is in no way a secret"])
@@ -39,6 +44,18 @@ _CLIENTS = 8
 _BUFFER_BYTES = 4 * 1024 * 1024
 _SWITCH_S = 0.0005  # as in the daemon
 _TARGET = 1.10
+_NAME = "peers.bench"
+_TLS = "holdfast, TLS"
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    """A running server; `tls`: how it is asked, None: in clear."""
+
+    pid: int
+    address: tuple[str, int]
+    path: str
+    tls: ssl.SSLContext | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,23 +64,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=size_argument, default=1 << 30, help="of the blob (default 1GiB)")
     parser.add_argument("--sends", type=int, default=8, help="how often it is sent in a round (default 8)")
     parser.add_argument("--rounds", type=int, default=5, help="how often, each (default 5)")
+    parser.add_argument("--tls", action="store_true", help="also over TLS, which needs openssl")
     parser.add_argument("--serve", type=Path, metavar="ROOT", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.serve is not None:
-        return _serve(options.serve)
-    with workplace(None) as place:
+        return _serve(options.serve, over_tls=options.tls)
+    with workplace(None) as place, contextlib.ExitStack() as stack:
         layout = Layout(place.origin)
         blob = _make_blob(layout, options.size)
         path = f"/v1/blobs/sha256/{blob}"
-        found: dict[str, list[float]] = {"holdfast": [], "nginx": []}
-        with _holdfast(place.scratch, layout) as ours, _nginx(place.scratch, layout, blob) as theirs:
-            servers = {"holdfast": (ours, path), "nginx": (theirs, f"/{blob}")}
-            for round_ in range(options.rounds):
-                for row in in_turn(list(servers), round_):
-                    (pid, address), where = servers[row]
-                    before = cpu_seconds(pid)
-                    sent = _receive_all(address, where, options.size, options.sends)
-                    found[row].append((cpu_seconds(pid) - before) / (sent / 1e9))
+        ours = stack.enter_context(_holdfast(place.scratch / "clear", layout, None))
+        servers = {"holdfast": _Server(*ours, path), "nginx": stack.enter_context(_nginx(place.scratch, layout, blob))}
+        if options.tls:
+            context = _make_certificate(layout.root)
+            encrypted = stack.enter_context(_holdfast(place.scratch / "tls", layout, context))
+            servers[_TLS] = _Server(*encrypted, path, context)
+        found: dict[str, list[float]] = {row: [] for row in servers}
+        for round_ in range(options.rounds):
+            for row in in_turn(list(servers), round_):
+                server = servers[row]
+                before = cpu_seconds(server.pid)
+                sent = _receive_all(server, options.size, options.sends)
+                found[row].append((cpu_seconds(server.pid) - before) / (sent / 1e9))
     print("| server | CPU s/GB, median | least | most |\n| --- | --- | --- | --- |")
     for row, values in found.items():
         print(f"| {row} | {median(values):.3f} | {min(values):.3f} | {max(values):.3f} |")
@@ -86,15 +108,34 @@ def _make_blob(layout: Layout, size: int) -> str:
     return digest.hexdigest()
 
 
-def _serve(root: Path) -> int:
-    """Be the server, until SIGTERM; its port is in the file `port`."""
+def _make_certificate(folder: Path) -> ssl.SSLContext:
+    """Write a certificate and its key for the server; return what a client checks it by."""
+    argv = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    names = ["-subj", f"/CN={_NAME}", "-addext", f"subjectAltName=DNS:{_NAME}"]
+    subprocess.run(
+        [*argv, *names, "-out", folder / "tls.crt", "-keyout", folder / "tls.key"], check=True, capture_output=True
+    )
+    return _read_certificate(folder).read_client()
+
+
+def _read_certificate(folder: Path) -> TlsFiles:
+    return TlsFiles(TlsPaths(folder / "tls.crt", folder / "tls.key", folder / "tls.crt"))
+
+
+def _serve(root: Path, *, over_tls: bool) -> int:
+    """Be the server, until SIGTERM; its port is in the file `port`, or `port-tls`."""
     sys.setswitchinterval(_SWITCH_S)
     server = PeerServer(
-        Contents(Layout(root), NoPartials()), _NoAnnounces(), lambda: _KEYS, ServerSettings(), _Uncounted()
+        Contents(Layout(root), NoPartials()),
+        _NoAnnounces(),
+        lambda: _KEYS,
+        ServerSettings(),
+        _Uncounted(),
+        open_channel=_read_certificate(root).open_channel if over_tls else ClearChannel,
     )
-    port = server.open(("127.0.0.1", 0))[1]
+    port, name = server.open(("127.0.0.1", 0))[1], "port-tls" if over_tls else "port"
     (root / "port.tmp").write_text(str(port))
-    (root / "port.tmp").rename(root / "port")
+    (root / "port.tmp").rename(root / name)
     signal.sigwait([signal.SIGTERM])
     server.close()
     return 0
@@ -123,9 +164,10 @@ class _Uncounted:
 
 
 @contextlib.contextmanager
-def _holdfast(scratch: Path, layout: Layout) -> Iterator[tuple[int, tuple[str, int]]]:
-    argv = [sys.executable, "-m", "bench.peer_serving", "--serve", str(layout.root)]
-    port = layout.root / "port"
+def _holdfast(scratch: Path, layout: Layout, tls: ssl.SSLContext | None) -> Iterator[tuple[int, tuple[str, int]]]:
+    argv = [sys.executable, "-m", "bench.peer_serving", "--serve", str(layout.root), *(["--tls"] if tls else [])]
+    port = layout.root / ("port-tls" if tls else "port")
+    scratch.mkdir()
     signal.pthread_sigmask(
         signal.SIG_BLOCK, [signal.SIGTERM]
     )  # the server takes it by sigwait(3), from its first moment
@@ -138,25 +180,26 @@ def _holdfast(scratch: Path, layout: Layout) -> Iterator[tuple[int, tuple[str, i
 
 
 @contextlib.contextmanager
-def _nginx(scratch: Path, layout: Layout, blob: str) -> Iterator[tuple[int, tuple[str, int]]]:
+def _nginx(scratch: Path, layout: Layout, blob: str) -> Iterator[_Server]:
     with nginx(layout.blob(blob).parent, scratch / "nginx") as url:
         pid = int((scratch / "nginx" / "nginx.pid").read_text())
-        yield pid, ("127.0.0.1", int(url.rpartition(":")[2]))
+        yield _Server(pid, ("127.0.0.1", int(url.rpartition(":")[2])), f"/{blob}")
 
 
-def _receive_all(address: tuple[str, int], path: str, size: int, sends: int) -> int:
+def _receive_all(server: _Server, size: int, sends: int) -> int:
     """Receive the whole blob so often, piece by piece, over `_CLIENTS` connections; return the bytes."""
     pieces = [(at, min(at + PIECE_BYTES, size)) for at in range(0, size, PIECE_BYTES)] * sends
     shares = [pieces[client::_CLIENTS] for client in range(_CLIENTS)]
     with ThreadPoolExecutor(_CLIENTS) as pool:
-        return sum(pool.map(_receiver(address, path), shares))
+        return sum(pool.map(_receiver(server), shares))
 
 
-def _receiver(address: tuple[str, int], path: str) -> Callable[[list[tuple[int, int]]], int]:
+def _receiver(server: _Server) -> Callable[[list[tuple[int, int]]], int]:
     def receive(pieces: list[tuple[int, int]]) -> int:
         buffer = memoryview(bytearray(_BUFFER_BYTES))
         total = 0
-        with socket.create_connection(address) as connection:
+        path = server.path
+        with _connect(server) as connection:
             for start, end in pieces:
                 wanted = f"bytes={start}-{end - 1}"
                 signed = _KEYS.sign(SignedRequest("GET", path, wanted), time.time())
@@ -168,6 +211,11 @@ def _receiver(address: tuple[str, int], path: str) -> Callable[[list[tuple[int, 
     return receive
 
 
+def _connect(server: _Server) -> socket.socket:
+    connection = socket.create_connection(server.address)
+    return connection if server.tls is None else server.tls.wrap_socket(connection, server_hostname=_NAME)
+
+
 def _receive_body(connection: socket.socket, buffer: memoryview, length: int) -> int:
     data = b""
     while (at := data.find(b"\r\n\r\n")) < 0:
@@ -176,7 +224,9 @@ def _receive_body(connection: socket.socket, buffer: memoryview, length: int) ->
         raise ConnectionError(data.partition(b"\r\n")[0].decode("latin-1"))
     left = length - (len(data) - at - 4)
     while left:
-        count = connection.recv_into(buffer[: min(left, len(buffer))], 0, socket.MSG_WAITALL)
+        part = buffer[: min(left, len(buffer))]
+        encrypted = isinstance(connection, ssl.SSLSocket)
+        count = connection.recv_into(part) if encrypted else connection.recv_into(part, 0, socket.MSG_WAITALL)
         if not count:
             raise ConnectionError("the body ended early")
         left -= count

@@ -419,7 +419,7 @@ def _misbehave(fault: str, argv: Sequence[str]) -> int:
             time.sleep(0.1)
         raise ConnectionError("the other node left")
 
-    with mock.patch("cached.peers.serving.server.send_chunk", {_LIE: lie, _STALL: stall}[fault]):
+    with mock.patch("cached.peers.serving.channel.send_chunk", {_LIE: lie, _STALL: stall}[fault]):
         return cli.main(argv)
 
 
