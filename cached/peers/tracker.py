@@ -16,6 +16,8 @@ from cached.peers.bits import all_bits, numbers_in, pick
 from cached.peers.messages import MAX_BLAMES, MAX_DIGESTS, MAX_NEIGHBOURS, Announce, PieceDigest, Reason, Reply
 
 LEASE_S = 4.0  # of four announces: then a node counts as dead
+SURVEY_S = 2.0  # at most, until all members said whether they have a version: before that nothing of it is dealt
+_SURVEYED_S = 10.0  # the least time between two surveys of one version
 SETTLE_S = 2.0  # for the announces of nodes that followed another tracker
 SLOW_S = 30.0  # a node that others left as slow gets no grants and no neighbours for so long
 _ORIGIN_AT_ONCE = 64  # ranged requests of the whole pool: what saturates an object store's front
@@ -105,7 +107,9 @@ class Tracker:
         self._all = all_bits(pieces)
         self._log_id = log
         self._rng = rng
-        self._opens_at = opens_at
+        self._opens_at = self._surveyed_at = opens_at
+        self._surveys = 1
+        self._lost = False  # pieces that no live node holds: their nodes left, or the origin does not give them
         self._barred: set[str] = set()  # also after their lease
         self._nodes: dict[str, _Node] = {}
         self._zones: dict[str, _Zone] = {}
@@ -127,6 +131,12 @@ class Tracker:
     def end_survey(self) -> None:
         """Deal from now on: all members were asked whether they have the version."""
         self._opens_at = 0.0
+
+    @property
+    def surveys(self) -> int:
+        """How often all members are to be asked whether they have the version: at first, and again where pieces were
+        lost, since nodes that have it announce it only while they are asked for it."""
+        return self._surveys
 
     @property
     def log(self) -> str:
@@ -159,6 +169,8 @@ class Tracker:
         self._take_blames(node, message.blames, now)
         if now >= self._tidied_at + _TIDY_S:
             self.tidy(now)
+        if self._lost and now >= self._surveyed_at + _SURVEYED_S:
+            self._begin_survey(now)
         grants: list[int] = []
         imports: list[tuple[int, str]] = []
         zone = self._zones[node.zone]
@@ -182,6 +194,7 @@ class Tracker:
     def tidy(self, now: float) -> None:
         """Drop nodes whose lease has ended, and count again what the others hold."""
         self._tidied_at = now
+        before = self._held
         for node in [each for each in self._nodes.values() if now > each.seen_at + LEASE_S]:
             self._drop(node)
         self._held = 0
@@ -195,6 +208,7 @@ class Tracker:
         for zone in self._zones.values():
             self._count_zone(zone, now)
             self._held |= zone.held
+        self._lost = self._lost or bool(before & ~self._held)
         self._usual_s = median_low(self._durations or [0.0])
         late = now - (max(_OVERDUE_S, _OVERDUE_TIMES * self._usual_s) if self._durations else _FIRST_OVERDUE_S)
         self._overdue = 0
@@ -259,6 +273,15 @@ class Tracker:
                 zone.importing.pop(piece, None)
         if message.failed:
             node.refused_until = now + _REFUSED_S
+            self._lost = self._lost or any(not self._held >> piece & 1 for piece in message.failed)
+
+    def _begin_survey(self, now: float) -> None:
+        """Have all members asked again; while no node holds anything, nothing is dealt before they answered."""
+        self._lost = False
+        self._surveyed_at = now
+        self._surveys += 1
+        if not self._held:
+            self._opens_at = max(self._opens_at, now + SURVEY_S)
 
     def _adopt_grants(self, node: _Node, working: Iterable[int], now: float) -> None:
         """Count what a node fetches by the word of another tracker, which this one takes over from, as dealt here."""

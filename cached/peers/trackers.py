@@ -14,10 +14,9 @@ from dataclasses import dataclass, replace
 from cached.peers.members import host_of, is_before
 from cached.peers.messages import Announce, BadMessage, Reply
 from cached.peers.pieces import PieceMap
-from cached.peers.tracker import Tracker
+from cached.peers.tracker import SURVEY_S, Tracker
 
 MAX_VERSIONS = 256
-SURVEY_S = 2.0  # at most, until all members said whether they have a version: before that nothing of it is dealt
 _BURST = 20  # announces of one node, then so many a second
 _PER_SECOND = 12.0  # the least pause between two of one node's announces is a tenth of a second
 _MAX_NODES = 8192
@@ -50,11 +49,11 @@ class Trackers:
     def __len__(self) -> int:
         return len(self._trackers)
 
-    def find_log(self, version: str) -> str | None:
-        """Return the name of the log of a version's tracker, None where there is none: another name is another
-        tracker, which knows nothing yet."""
+    def find_survey(self, version: str) -> tuple[str, int] | None:
+        """Return what names the last survey of a version, None where there is none: another name is another one, for
+        which all members are to be asked."""
         tracker = self._trackers.get(version)
-        return None if tracker is None else tracker.log
+        return None if tracker is None else (tracker.log, tracker.surveys)
 
     def end_survey(self, version: str) -> None:
         """Deal a version from now on: all members were asked whether they have it."""

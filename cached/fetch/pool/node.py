@@ -200,11 +200,12 @@ class PoolNode:
     # --- asked by other nodes --------------------------------------------------------------------------------------
 
     def announce(self, address: str, message: Announce, now: float) -> Reply:
-        """Let the tracker of a version answer. The first announce of a version asks all members for seeds."""
+        """Let the tracker of a version answer. The first announce of a version asks all members for seeds, and
+        so does one that finds that nobody holds what was held, or that the origin fails."""
         with self._lock:
-            before = self._trackers.find_log(message.version)
+            before = self._trackers.find_survey(message.version)
             reply = self._trackers.announce(address, message, now)
-            is_new = self._trackers.find_log(message.version) != before
+            is_new = self._trackers.find_survey(message.version) != before
         if is_new and message.blobs and not self._closing:
             self._survey(message)
         return reply

@@ -105,3 +105,27 @@ def test_a_version_that_all_left_is_asked_about_again(tmp_path: Path) -> None:
     finally:
         membership.close()
         node.close()
+
+
+def test_a_seed_that_left_is_asked_again(tmp_path: Path) -> None:
+    """A node that joins when the last seed has just left, and is remembered as alive, makes the tracker ask all members
+    again once that is known to be gone: else it fetched a second copy, or nothing where the origin is gone too."""
+    link = Link()
+    link.let_go.set()
+    membership = Membership([Place("10.0.0.1", 9402)], 1, lambda host, port: [f"{host}:{port}"])
+    membership.start()
+    node = PoolNode(Layout(tmp_path), str, membership, link, lambda: True, lambda: None)
+    pieces = PieceMap([("a" * 64, 1 << 20)])
+    seed = Announce(pieces.key, 1, "", 1, 0, blobs=pieces.blobs)
+    joiner = Announce(pieces.key, 1, "", 0, 1, blobs=pieces.blobs)
+    try:
+        node.announce("10.0.0.1:9402", seed, 100.0)
+        link.wait_asked(1)
+        for second in range(1, 15):
+            node.announce("10.0.0.1:9402", seed, 100.0 + second)
+        granted = [node.announce("10.0.0.2:9402", joiner, 117.0 + second).grants for second in range(3)]
+        link.wait_asked(2)
+        assert granted == [()] * 3
+    finally:
+        membership.close()
+        node.close()
