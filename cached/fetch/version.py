@@ -694,6 +694,8 @@ def _build_manifest(wanted: tuple[_WantedFile, ...], verified: dict[str, Verifie
 
 
 def blob_spec(file: RemoteFile, source: Source, identity: str) -> BlobSpec:
+    """Return what a download needs to know of a file. `identity`: the listing's. Connections are limited for each
+    `origin` of blobs."""
     origin = source.kind if source.kind == "hf" else f"{source.kind}://{urlsplit(source.display).netloc}"
     return BlobSpec(
         name=file.path,

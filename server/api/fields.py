@@ -41,6 +41,7 @@ def refuse_unknown(given: Document, known: Collection[str], neutral: Mapping[str
 
 
 def text(given: Document, name: str) -> str | None:
+    """Return the text of a field; None where it is absent or null. Raises `InvalidRequest`, as all here."""
     value = given.get(name)
     if value is not None and not isinstance(value, str):
         refuse(name, f"expected text, found {show(value)}")
@@ -48,6 +49,7 @@ def text(given: Document, name: str) -> str | None:
 
 
 def integer(given: Document, name: str, low: int, high: int | None) -> int | None:
+    """Return a whole number from `low` to `high` (None: no upper bound); None where the field is absent or null."""
     value = given.get(name)
     if value is not None and (type(value) is not int or value < low or (high is not None and value > high)):
         upper = "" if high is None else f" to {high}"
@@ -56,6 +58,7 @@ def integer(given: Document, name: str, low: int, high: int | None) -> int | Non
 
 
 def number(given: Document, name: str, low: float, high: float, default: float) -> float:
+    """Return a number from `low` to `high`; `default` where the field is absent or null."""
     value = given.get(name)
     if value is None:
         return default
@@ -65,10 +68,12 @@ def number(given: Document, name: str, low: float, high: float, default: float) 
 
 
 def is_number(value: object, low: float, high: float) -> bool:
+    """Return whether a JSON value is a number from `low` to `high`; true and false are none."""
     return not isinstance(value, bool) and isinstance(value, int | float) and low <= value <= high
 
 
 def boolean(given: Document, name: str) -> bool:
+    """Return true or false; false where the field is absent or null."""
     value = given.get(name)
     if value is not None and not isinstance(value, bool):
         refuse(name, f"expected true or false, found {show(value)}")
@@ -117,8 +122,10 @@ def encodable(name: str, value: str) -> str:
 
 
 def show(value: object) -> str:
+    """Return the beginning of a value, for a message."""
     return repr(value)[:60]
 
 
 def refuse(param: str, message: str) -> NoReturn:
+    """Raise `InvalidRequest` about the field `param`."""
     raise InvalidRequest(f"{param[:60]}: {message}", param[:60])

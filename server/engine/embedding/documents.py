@@ -28,6 +28,7 @@ def read_document(path: Path) -> Document:
 
 
 def read_json(path: Path) -> Any:
+    """Return the value in a JSON file. Raises `Permanent` (`invalid_config`)."""
     try:
         return json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -37,6 +38,7 @@ def read_json(path: Path) -> Any:
 
 
 def damaged(path: Path, problem: str) -> Permanent:
+    """Return the error of a file that no version of the library reads."""
     return Permanent("invalid_config", f"{path}: {problem}", "publish the model's folder whole, as its authors have it")
 
 
@@ -69,6 +71,7 @@ def warn_unknown(path: Path, document: Document, known: Collection[str]) -> None
 
 
 def flag(path: Path, document: Document, field: str, *, default: bool) -> bool:
+    """Return true or false; `default` where the field is absent. Raises `Permanent` (`invalid_config`)."""
     value = document.get(field, default)
     if not isinstance(value, bool):
         raise damaged(path, f"{field}: expected true or false, found {show(value)}")
@@ -84,6 +87,7 @@ def count(path: Path, document: Document, field: str) -> int | None:
 
 
 def required_count(path: Path, document: Document, field: str) -> int:
+    """Return a whole number of at least 1. Raises `Permanent` (`invalid_config`), also where the field is absent."""
     value = count(path, document, field)
     if value is None:
         raise damaged(path, f"{field}: expected a whole number of at least 1, found none")
@@ -101,4 +105,5 @@ def section(path: Path, document: Document, field: str) -> Document:
 
 
 def show(value: object) -> str:
+    """Return the beginning of a value, for a message."""
     return repr(value)[:80]

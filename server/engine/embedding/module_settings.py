@@ -127,6 +127,7 @@ def read_pooling(folder: Path) -> PoolingSettings:
 
 
 def read_dense(folder: Path) -> DenseSettings:
+    """Read the settings of a `Dense` module. Raises `Permanent` (`invalid_config`, `unsupported_model`)."""
     path = folder / "config.json"
     document = read_document(path)
     warn_unknown(path, document, _DENSE_FIELDS)
@@ -155,6 +156,7 @@ def read_dense(folder: Path) -> DenseSettings:
 
 
 def read_normalize(folder: Path) -> NormalizeSettings:
+    """Read the settings of a `Normalize` module, whose file may be missing. Raises `Permanent`, as `read_dense`."""
     path = folder / "config.json"
     document = read_document(path) if path.exists() else {}  # before version 6 it had no file
     warn_unknown(path, document, ("module_input_name", "module_output_name"))
@@ -162,6 +164,7 @@ def read_normalize(folder: Path) -> NormalizeSettings:
 
 
 def read_layer_norm(folder: Path) -> LayerNormSettings:
+    """Read the settings of a `LayerNorm` module. Raises `Permanent`, as `read_dense`."""
     path = folder / "config.json"
     document = read_document(path)
     refuse_unknown(path, document, ("dimension",))
@@ -169,6 +172,7 @@ def read_layer_norm(folder: Path) -> LayerNormSettings:
 
 
 def read_layer_pooling(folder: Path) -> LayerPoolingSettings:
+    """Read the settings of a `WeightedLayerPooling` module. Raises `Permanent`, as `read_dense`."""
     path = folder / "config.json"
     document = read_document(path)
     refuse_unknown(path, document, (*_DIMENSION, "layer_start", "num_hidden_layers"))
