@@ -55,7 +55,14 @@ class CatalogVersion:
     @property
     def request(self) -> str:
         """The hash of this version's fetch request, by `hash_request`."""
-        return hash_request(self.source, self.include, self.exclude, self.preset, self.require_loadable, self.trust)
+        return hash_request(
+            self.source,
+            self.include,
+            self.exclude,
+            self.preset,
+            self.trust,
+            require_loadable=self.require_loadable,
+        )
 
 
 @lru_cache(maxsize=1 << 14)  # called for each version in each plan
@@ -64,8 +71,9 @@ def hash_request(
     include: tuple[str, ...],
     exclude: tuple[str, ...],
     preset: Preset,
-    require_loadable: bool,
     trust: Trust,
+    *,
+    require_loadable: bool,
 ) -> str:
     """Return the hash of a fetch request for the fetch record: a hash, because `source` may carry credentials.
 

@@ -82,7 +82,14 @@ class Want:
     @property
     def request(self) -> str:
         """The hash of the fetch request: `catalog.hash_request` of source and filters."""
-        return hash_request(self.source, self.include, self.exclude, self.preset, self.require_loadable, self.trust)
+        return hash_request(
+            self.source,
+            self.include,
+            self.exclude,
+            self.preset,
+            self.trust,
+            require_loadable=self.require_loadable,
+        )
 
     def is_met_by(self, digest: Digest | None, request: str | None) -> bool:
         """Return whether content of `digest`, fetched for `request`, meets this want: a pin by its digest, without a

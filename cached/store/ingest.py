@@ -54,7 +54,7 @@ class Ingest:
         self._record_lock = threading.Lock()
         self._unsure = False
         self._write_fd = self._read_fd = -1
-        done = _resumable(folder, key, is_whole)
+        done = _resumable(folder, key, is_whole=is_whole)
         self._recorded = Ranges(done)
         if not done:
             _remove(folder)
@@ -170,7 +170,7 @@ class Ingest:
         self._read_fd = os.open(data, os.O_RDONLY | os.O_CLOEXEC | (os.O_DIRECT if self.direct else 0))
 
 
-def _resumable(folder: Path, key: IngestKey, is_whole: bool) -> tuple[tuple[int, int], ...]:
+def _resumable(folder: Path, key: IngestKey, *, is_whole: bool) -> tuple[tuple[int, int], ...]:
     """Return the recorded ranges that are bytes of the object that `key` identifies."""
     state = _read_state(folder)
     if state is None or key.size is None or (state.size, state.validator) != (key.size, key.validator):

@@ -42,19 +42,19 @@ class Output:
     @property
     def place(self) -> str:
         """The path of its file, or its folder's listing, in a remote."""
-        return place_of(self.md5, self.is_exact) + (".dir" if self.is_folder else "")
+        return place_of(self.md5, is_exact=self.is_exact) + (".dir" if self.is_folder else "")
 
     def named(self, path: str) -> Named:
         """Return the output as the file `path` of a version."""
-        return Named(path, self.place, self.size, sums=sums_of(self.md5, self.is_exact))
+        return Named(path, self.place, self.size, sums=sums_of(self.md5, is_exact=self.is_exact))
 
 
-def place_of(md5: str, is_exact: bool) -> str:
+def place_of(md5: str, *, is_exact: bool) -> str:
     """Return the path of a file in a remote."""
     return ("files/md5/" if is_exact else "") + f"{md5[:2]}/{md5[2:]}"
 
 
-def sums_of(md5: str, is_exact: bool) -> tuple[Checksum, ...]:
+def sums_of(md5: str, *, is_exact: bool) -> tuple[Checksum, ...]:
     """Return the promise that an md5 is."""
     return (Checksum(Algorithm.MD5, md5),) if is_exact else ()
 

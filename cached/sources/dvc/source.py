@@ -147,7 +147,10 @@ class DvcSource:
         if not chosen:
             shown = f"{self.display}: expected files there, found none in the output {output.path!r}"
             raise Permanent("not_found", shown, "check the path in the output")
-        return [Named(path, place_of(each, exact), sums=sums_of(each, exact)) for path, each in sorted(chosen)]
+        return [
+            Named(path, place_of(each, is_exact=exact), sums=sums_of(each, is_exact=exact))
+            for path, each in sorted(chosen)
+        ]
 
     async def _open(self, uri: str, chosen_by: str | None = None) -> Source:
         try:

@@ -70,16 +70,16 @@ def _headers(value: str, name: str, origin: Origin, where: str) -> Headers:
     return (("Authorization", basic(user, password) if colon else basic(_USER, value)),)
 
 
-def explain(where: str, origin: Origin, with_credentials: bool) -> Callable[[Response], HoldfastError | None]:
+def explain(where: str, origin: Origin, *, with_credentials: bool) -> Callable[[Response], HoldfastError | None]:
     """Return the function that explains a refusal of a Git host about the repository `where`."""
 
     def explained(response: Response) -> HoldfastError | None:
-        return explained_status(response.status, where, origin, with_credentials)
+        return explained_status(response.status, where, origin, with_credentials=with_credentials)
 
     return explained
 
 
-def explained_status(status: int, where: str, origin: Origin, with_credentials: bool) -> HoldfastError | None:
+def explained_status(status: int, where: str, origin: Origin, *, with_credentials: bool) -> HoldfastError | None:
     """Return the error of a refusal; None for what has nothing to do with the repository or its credentials."""
     give = f"give a token in {variable_of(origin)} or a netrc file"
     other = give if not with_credentials else "use a token of an account that may read the repository"

@@ -51,7 +51,7 @@ class GitAddress:
             raise _refuse(f"{shown}: expected no query in the address of a repository, found `?`", _EXAMPLE)
         repository = address.resource.rstrip("/")
         shown += repository
-        _check_page(address.origin, repository, bool(at))
+        _check_page(address.origin, repository, has_revision=bool(at))
         if not _REPO.fullmatch(repository) or {".", ".."} & set(repository.split("/")):
             raise _refuse(f"{shown[:300]}: expected the path of a repository after the host", _EXAMPLE)
         revision = unquote(revision) if at else DEFAULT_REVISION
@@ -69,7 +69,7 @@ class GitAddress:
         return f"git+{self.url}@{self.revision}" + (f"#{self.path}" if self.path else "")
 
 
-def _check_page(origin: Origin, repository: str, has_revision: bool) -> None:
+def _check_page(origin: Origin, repository: str, *, has_revision: bool) -> None:
     """Raise `Permanent` for the address of a web page, as a browser shows it."""
     page = None if has_revision else _PAGE.fullmatch(repository)
     if page is None or not (origin.host in _PAGES or "/-/" in repository):

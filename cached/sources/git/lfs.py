@@ -100,7 +100,7 @@ class LfsServer:
             action = actions.get("download") if isinstance(actions, dict) else None
             if not isinstance(action, dict) or not isinstance(action.get("href"), str):
                 raise _bad_answer(where, f"no address of {shown}")
-            return self._target(action, found.get("authenticated") is True, wanted.size, now, where)
+            return self._target(action, wanted.size, now, where, authenticated=found.get("authenticated") is True)
         except HoldfastError as error:
             return error
 
@@ -133,7 +133,7 @@ class LfsServer:
         except (ValueError, RecursionError) as error:
             raise _bad_answer(where, f"{len(response.body)} bytes that are not JSON") from error
 
-    def _target(self, action: dict[str, Any], authenticated: bool, size: int, now: float, where: str) -> HttpTarget:
+    def _target(self, action: dict[str, Any], size: int, now: float, where: str, *, authenticated: bool) -> HttpTarget:
         origin = _origin_of(action["href"], where)
         if origin.scheme == "http" and self._origin.scheme == "https":
             raise Permanent(
@@ -158,7 +158,7 @@ class LfsServer:
             return Permanent("not_found", f"{shown}: it has no LFS for this repository", remedy)
         if response.status in (401, 403):
             sent = has_credentials(self._origin, self._credentials, self._client)
-            return explained_status(response.status, shown, self._origin, sent)
+            return explained_status(response.status, shown, self._origin, with_credentials=sent)
         if response.status == 507 or response.status == 509:
             problem = f"{shown}: it has no bandwidth or space left for this repository"
             return Transient(http_code(response.status), problem, "look at the quota of Git LFS at the host")

@@ -188,7 +188,7 @@ class Remote:
 
     def _service(self, cancellation: Cancellation) -> Service:
         credentials, origin = self._credentials(), self._address.origin
-        explained = explain(self.where, origin, has_credentials(origin, credentials, self._client))
+        explained = explain(self.where, origin, with_credentials=has_credentials(origin, credentials, self._client))
         return Service(self._client, cancellation, self.where, credentials, explained)
 
     def _credentials(self) -> FixedHeaders:
@@ -199,7 +199,7 @@ class Remote:
         status = {"unauthorized": 401, "forbidden": 403, "not_found": 404, "gone": 410}.get(error.code)
         origin = self._address.origin
         sent = has_credentials(origin, self._credentials(), self._client)
-        about = None if status is None else explained_status(status, self.where, origin, sent)
+        about = None if status is None else explained_status(status, self.where, origin, with_credentials=sent)
         if about is not None:
             return about
         message = f"{self.where}: {error.message}"
