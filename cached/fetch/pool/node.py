@@ -246,7 +246,7 @@ class PoolNode:
             return
         chain = self._link.read_chain(member, found.version)
         with self._lock:
-            tracked = {each for each in self._told_chains if self._trackers.find_log(each) is not None}
+            tracked = {each for each in self._told_chains if self._trackers.find_survey(each) is not None}
             self._told_chains = {each: self._told_chains[each] for each in tracked}
             if chain is not None and len(self._told_chains) < _MAX_CHAINS:
                 self._told_chains[found.version] = chain

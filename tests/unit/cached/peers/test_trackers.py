@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from cached.peers.members import rank_members
 from cached.peers.messages import Announce, BadMessage, PieceDigest, Reason, decode_reply, encode_reply
 from cached.peers.pieces import PIECE_BYTES, PieceMap
-from cached.peers.tracker import LEASE_S
-from cached.peers.trackers import MAX_VERSIONS, SURVEY_S, TooMany, Trackers
+from cached.peers.tracker import LEASE_S, SURVEY_S
+from cached.peers.trackers import MAX_VERSIONS, TooMany, Trackers
 
 BLOBS = (("a" * 64, 3 * PIECE_BYTES),)
 PIECES = PieceMap(BLOBS)
