@@ -6,6 +6,7 @@ import http.client
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from email.message import Message
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -23,6 +24,7 @@ from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.settings import HttpSettings
 from cached.transport.target import HttpTarget
 from tests.support.choosing import chosen
+from tests.support.http_server import Reply, serve_replies
 from tests.support.s3 import (
     ACCESS_KEY,
     SECRET_KEY,
@@ -229,6 +231,35 @@ async def test_anonymous_requests_are_not_signed(moto: S3Server) -> None:
     target = await target_of(f"s3://{bucket}/m/?anonymous=true&endpoint_url={moto.url}&addressing_style=path", "w")
     assert "X-Amz" not in target.url and "Signature" not in target.url
     assert get(target.url, Range="bytes=1-1") == (206, b"b")
+
+
+@pytest.mark.parametrize(
+    ("date", "is_read"),
+    [
+        ("2026-11-30T15:00:00.000Z", True),
+        ("2026-11-30T15:00:00+01:00", True),
+        ("Mon, 30 Nov 2026 15:00:00 GMT", True),
+        ("1796050800", True),
+        ("20261130", True),
+        ("last TUESDAY", False),
+    ],
+)
+async def test_a_date_may_have_any_form_that_botocore_reads(date: str, is_read: bool) -> None:
+    """What a date of a listing looks like decides nothing, as long as it is one."""
+    entry = f"<Key>m/w</Key><Size>3</Size><LastModified>{date}</LastModified><ETag>&quot;e&quot;</ETag>"
+    listing = f"<ListBucketResult><Contents>{entry}</Contents></ListBucketResult>".encode()
+
+    def reply(_method: str, target: str, _headers: Message, _body: bytes) -> Reply:
+        if "list-type=2" in target:
+            return 200, {"Content-Type": "application/xml"}, listing
+        return 404, {"Content-Type": "application/xml"}, b"<Error><Code>NoSuchKey</Code></Error>"
+
+    with serve_replies(reply) as host:
+        uri = f"s3://models/m/?anonymous=true&endpoint_url=http://{host}&addressing_style=path&region=us-east-1"
+        if is_read:
+            assert list(await resolve(uri)) == ["w"]
+        else:
+            assert (await refusal(uri)).code == "bad_response"
 
 
 async def test_without_credentials_the_remedy_says_where_to_put_them(moto: S3Server) -> None:
