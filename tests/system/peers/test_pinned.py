@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +19,7 @@ from cached.peers.members import trackers_of
 from cached.peers.messages import encode_holders
 from tests.support.daemon import DaemonProcess, daemon_process, prefetched
 from tests.support.origin import HostileOrigin
+from tests.support.ports import free_ports
 
 MIB = 1024 * 1024
 REF = ModelRef("m", "v1")
@@ -49,9 +49,7 @@ class Pool:
     def __init__(self, stack: ExitStack, folder: Path, count: int) -> None:
         self._stack = stack
         self._folder = folder
-        with ExitStack() as probes:
-            sockets = [probes.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-            self.ports = [each.getsockname()[1] for each in sockets]
+        self.ports = free_ports(count)
         self.strangers: list[str] = []
 
     def make(self, number: int, source: str, pin: Digest | None) -> DaemonProcess:
