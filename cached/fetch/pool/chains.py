@@ -1,7 +1,8 @@
 """The chaining values of one version: those that this node found out by hashing, and those that another node told.
 
-Law: asks nobody, and keeps on the disk what was found out. Told ones are believed until a piece contradicts them, and
-prove themselves with the first blob that ends in its sha256. Not thread-safe: the version's lock guards them.
+Law: asks nobody, and keeps on the disk what was found out. Told ones are believed until a piece contradicts them: what
+proves them is a blob that ends in its sha256, and then only for that blob. Not thread-safe: the version's lock guards
+them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ class VersionChains:
         self._own = {sha256: b"" for sha256, _ in pieces.blobs if not states_bytes(pieces, sha256)}
         self._told: dict[str, bytes] = {}
         self.giver: str | None = None  # the node that told
-        self.is_proven = False  # a blob of what was told ended in its sha256
 
     @property
     def is_known(self) -> bool:
@@ -47,8 +47,6 @@ class VersionChains:
         """Take the states of a blob that this node has hashed, and committed."""
         if len(states) == states_bytes(self._pieces, sha256):
             self._own[sha256] = states
-            told = self._told.get(sha256)
-            self.is_proven = self.is_proven or (bool(states) and told == states)
 
     def take(self, giver: str, data: bytes) -> bool:
         """Take what another node says of all blobs; return whether it has the right length."""
@@ -59,12 +57,12 @@ class VersionChains:
             at += length
         if len(data) != at:
             return False
-        self._told, self.giver, self.is_proven = told, giver, False
+        self._told, self.giver = told, giver
         return True
 
     def drop(self) -> None:
         """Forget what was told: a piece contradicts it."""
-        self._told, self.giver, self.is_proven = {}, None, False
+        self._told, self.giver = {}, None
 
     def encode(self) -> bytes | None:
         """Return the states of all blobs, in the order of the pieces; None unless all are known."""
@@ -74,7 +72,7 @@ class VersionChains:
 
     def is_certain(self, sha256: str) -> bool:
         """Return whether a piece of this blob that contradicts its step is wrong: else the step may be."""
-        return sha256 in self._own or self.is_proven
+        return sha256 in self._own
 
     def find_step(self, sha256: str, start: int) -> ChainStep | None:
         """Return the step of the piece at `start` of a blob; None if it is not known."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 from cached.contract.digest import Digest
@@ -10,8 +12,9 @@ from cached.contract.errors import Transient
 from cached.contract.layout import Layout
 from cached.fetch.pool.membership import Membership, Place
 from cached.fetch.pool.node import PoolNode
+from cached.peers.bits import all_bits
 from cached.peers.messages import Announce, Reply
-from cached.peers.pieces import PieceMap
+from cached.peers.pieces import PIECE_BYTES, PieceMap
 from cached.peers.swarm import Load
 from cached.transport.client import Response
 from cached.transport.connection.cancel import Cancellation
@@ -126,6 +129,38 @@ def test_a_seed_that_left_is_asked_again(tmp_path: Path) -> None:
         granted = [node.announce("10.0.0.2:9402", joiner, 117.0 + second).grants for second in range(3)]
         link.wait_asked(2)
         assert granted == [()] * 3
+    finally:
+        membership.close()
+        node.close()
+
+
+class SeededLink(Link):
+    """Members that all have the version, of which one knows its chaining values."""
+
+    def __init__(self, chain: bytes) -> None:
+        super().__init__()
+        self._chain = chain
+
+    def ask_for_seed(self, peer: str, message: Announce) -> Announce | None:
+        return replace(message, have=all_bits(message.pieces), want=0)
+
+    def read_chain(self, peer: str, version: str) -> bytes | None:
+        return self._chain if peer == "10.0.0.2:9402" else None
+
+
+def test_a_tracker_knows_the_chain_that_a_seed_told(tmp_path: Path) -> None:
+    """The tracker of a version that it neither has nor fetches tells the chaining values that a seed knows, so that no
+    node has to find that seed; of another version it tells nothing."""
+    chain = bytes(32)
+    membership = Membership([Place(f"10.0.0.{n}", 9402) for n in (1, 2)], 1, lambda host, port: [f"{host}:{port}"])
+    membership.start()
+    node = PoolNode(Layout(tmp_path), str, membership, SeededLink(chain), lambda: True, lambda: None)
+    pieces = PieceMap([("a" * 64, 2 * PIECE_BYTES)])
+    try:
+        node.announce("10.0.0.9:9402", Announce(pieces.key, 2, "", 0, 3, blobs=pieces.blobs), time.monotonic())
+        eventually(lambda: node.read_chain(pieces.key) == chain)
+        assert node.read_chain("b" * 64) is None
+        assert not node.want_digests(pieces.key)
     finally:
         membership.close()
         node.close()
