@@ -235,7 +235,10 @@ class PoolNode:
                 self._asked -= 1
                 if not left:
                     self._trackers.end_survey(message.version)
-            self._ask_for_chain(member, found)
+            try:
+                self._ask_for_chain(member, found)
+            except Exception:  # noqa: BLE001 - other nodes hash pieces twice
+                _log.exception("asking %s for the chain of version %s", member, message.version[:12])
 
         for member in members:
             self._asking.submit(ask, member)

@@ -155,10 +155,12 @@ def test_a_tracker_knows_the_chain_that_a_seed_told(tmp_path: Path) -> None:
     membership = Membership([Place(f"10.0.0.{n}", 9402) for n in (1, 2)], 1, lambda host, port: [f"{host}:{port}"])
     membership.start()
     node = PoolNode(Layout(tmp_path), str, membership, SeededLink(chain), lambda: True, lambda: None)
-    pieces = PieceMap([("a" * 64, 2 * PIECE_BYTES)])
+    versions = [PieceMap([(digit * 64, 2 * PIECE_BYTES)]) for digit in "ab"]
     try:
-        node.announce("10.0.0.9:9402", Announce(pieces.key, 2, "", 0, 3, blobs=pieces.blobs), time.monotonic())
-        eventually(lambda: node.read_chain(pieces.key) == chain)
+        for pieces in versions:
+            node.announce("10.0.0.9:9402", Announce(pieces.key, 2, "", 0, 3, blobs=pieces.blobs), time.monotonic())
+            eventually(lambda key=pieces.key: node.read_chain(key) == chain)
+        assert node.read_chain(versions[0].key) == chain
         assert node.read_chain("b" * 64) is None
         assert not node.want_digests(pieces.key)
     finally:
