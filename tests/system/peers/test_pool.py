@@ -119,7 +119,7 @@ def test_a_rotten_neighbour_spoils_nothing(tmp_path: Path, origin: HostileOrigin
     """A node whose only neighbour has wrong bytes under the right name refuses them, fetches the origin's, and does not
     blame the source."""
     with ExitStack() as stack:
-        pool = Neighbourhood(stack, tmp_path, origin, 2)
+        pool = Neighbourhood(stack, tmp_path, origin, 4)
         first = pool.make(0)
         first.start("--scrub-rate", "0")
         check(first)
@@ -128,11 +128,15 @@ def test_a_rotten_neighbour_spoils_nothing(tmp_path: Path, origin: HostileOrigin
         with rotten.open("r+b") as file:
             file.seek(33 * MIB)
             file.write(bytes(8))
-        second = pool.make(1)
-        second.start()
-        check(second)
-        assert second.metric("holdfast_verify_failures_total", where="peer") > 0
-        assert second.metric("holdfast_fetch_errors_total") == 0
+        for number in (1, 2, 3):  # on a busy machine the neighbour may say too late what it has: then it is not asked
+            node = pool.make(number)
+            node.start()
+            check(node)
+            assert node.metric("holdfast_fetch_errors_total") == 0
+            if node.metric("holdfast_verify_failures_total", where="peer") > 0:
+                return
+            node.kill()
+        pytest.fail("the rotten neighbour was not asked")
 
 
 @pytest.mark.slow
