@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from cached.contract.digest import Digest
@@ -159,8 +160,8 @@ def test_a_tracker_knows_the_chain_that_a_seed_told(tmp_path: Path) -> None:
     try:
         for pieces in versions:
             node.announce("10.0.0.9:9402", Announce(pieces.key, 2, "", 0, 3, blobs=pieces.blobs), time.monotonic())
-            eventually(lambda key=pieces.key: node.read_chain(key) == chain)
-        assert node.read_chain(versions[0].key) == chain
+            eventually(partial(node.read_chain, pieces.key))
+        assert [node.read_chain(each.key) for each in versions] == [chain, chain]
         assert node.read_chain("b" * 64) is None
         assert not node.want_digests(pieces.key)
     finally:
