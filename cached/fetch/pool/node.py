@@ -80,7 +80,6 @@ class PoolNode:
         self._lock = threading.Lock()
         self._versions: dict[str, VersionPool] = {}
         self._trackers = Trackers(random.Random())  # noqa: S311 - whom to ask, no secret
-        self._tracked: set[str] = set()
         self._told_chains: dict[str, bytes] = {}  # of versions that are tracked here, as a seed told
         self._asking: ThreadPoolExecutor = start_pool(_ASKING, "survey")
         self._asked = 0  # members that are asked, or wait for it
