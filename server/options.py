@@ -57,6 +57,17 @@ def _parser() -> OptionParser:
     parser = OptionParser(
         prog="holdfast serve", description="Load a version and answer inference requests.", allow_abbrev=False
     )
+    _add_model_options(parser)
+    _add_limit_options(parser)
+    _add_stop_and_probe_options(parser)
+    log, usual = "write the reason of a failure here", f"{DEFAULT_TERMINATION_LOG} where that exists"
+    parser.option("--termination-log", type=Path, otherwise=usual, metavar="FILE", help=log)
+    parser.log_format()
+    parser.tracing()
+    return parser
+
+
+def _add_model_options(parser: OptionParser) -> None:
     parser.option("--model-path", type=Path, help="the model's folder", metavar="DIR")
     parser.option("--model", help="the model's name, where --model-path is not given", metavar="NAME")
     parser.option("--version", help="the model's version, with --model", metavar="VERSION")
@@ -83,6 +94,9 @@ def _parser() -> OptionParser:
     name = "the model's name for clients"
     parser.option("--served-name", otherwise="its name in the cache", help=name, metavar="NAME")
     parser.option("--app", type=_target, help="serve package.module:factory instead", metavar="MODULE:FACTORY")
+
+
+def _add_limit_options(parser: OptionParser) -> None:
     tokens = "most tokens a request may generate; past it: 400"
     parser.option("--max-tokens-limit", type=_positive, otherwise="the model's context", help=tokens, metavar="N")
     queue = "most requests that wait their turn; past it: 429"
@@ -92,6 +106,9 @@ def _parser() -> OptionParser:
     parser.option("--cache-limit", type=parse_size, otherwise="what is free", help=cache, metavar="SIZE")
     body = "largest request; past it: 413"
     parser.option("--body-limit", type=parse_size, default="4MiB", help=body, metavar="SIZE")
+
+
+def _add_stop_and_probe_options(parser: OptionParser) -> None:
     parser.option(
         "--drain-linger",
         type=_seconds,
@@ -111,11 +128,6 @@ def _parser() -> OptionParser:
         choices=tuple(GoldenMode),
         help="a version whose golden predictions differ: require: is not served; warn: is; off: they are not replayed",
     )
-    log, usual = "write the reason of a failure here", f"{DEFAULT_TERMINATION_LOG} where that exists"
-    parser.option("--termination-log", type=Path, otherwise=usual, metavar="FILE", help=log)
-    parser.log_format()
-    parser.tracing()
-    return parser
 
 
 def _models(
