@@ -22,28 +22,30 @@ import numpy as np
 
 from bench.report import Target
 from cached.contract.program.units import parse_size
+from cached.fetch.workers import DEFAULT_CONNECTIONS, MAX_OPEN, MAX_PARKED, PEER_HTTP
 from cached.peers.messages import Reason, Reply, decode_announce, decode_reply, encode_announce, encode_reply
 from cached.peers.pieces import PIECE_BYTES, PieceMap
-from cached.peers.swarm import Load, Request, Swarm
-from cached.peers.tracker import Tracker
+from cached.peers.serving.server import ServerSettings
+from cached.peers.swarm import SEED_S, Load, Request, Swarm
+from cached.peers.tracker import SURVEY_S, Tracker
 from cached.peers.uploads import Uploads, Verdict
 
-_SLOTS, _QUEUE = 12, 32  # uploads at once, and those that wait
-_REQUESTS = 24  # of one node at once
+_SERVING = ServerSettings()
+_SLOTS, _QUEUE, _WAIT_S = _SERVING.uploads, _SERVING.queue, _SERVING.wait_s
+_REQUESTS = DEFAULT_CONNECTIONS
 _ORIGIN_CONNECTIONS = 64
-_OPEN_BLOBS = 16
 _BLOBS = 30
-_OLDEST_SHARE = 0.5
-_REQUEST_S, _ANNOUNCE_S, _SURVEY_S = 0.001, 0.005, 0.5
+_REQUEST_S, _ANNOUNCE_S = 0.001, 0.005
+_SURVEYED_S = 0.001  # of one member: what the tracker's node takes to ask it
+_TURN_S = 0.25
 _JITTER_S = 0.25  # of the first announces
-_CONNECT_S, _STALL_S = 2.0, 3.0
-_BUSY_S = 0.05
-_SEED_ANNOUNCE_S = 2.0
+_CONNECT_S, _STALL_S = PEER_HTTP.connect_timeout_s, PEER_HTTP.stall_window_s
 _STEP_S = 0.002
 _SHARINGS = 8  # rounds of sharing what a round before left of the cards
 _LEAST_MORE = 1e6
 _TOO_LONG = 20
 _GIGABIT = 1e9 / 8
+_UNKNOWN = Load()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +84,23 @@ class _Transfer:
     request: Request
     receiver: _Node
     sender: _Node | None
+    blob: _Blob
     began: float = 0.0
     place: int | None = None
     over: bool = False
+    load: Load = _UNKNOWN  # of the sender, when it began to answer
+    have: int = 0  # what it had then
+
+
+@dataclass(slots=True, eq=False)
+class _Blob:
+    """An unfinished blob of a node: its pieces, those that are neither here nor asked for, and whether nothing could be
+    asked for when a worker looked last."""
+
+    pieces: int
+    left: int
+    workers: int = 0
+    is_idle: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -94,17 +110,19 @@ class _Node:
     zone: str
     card: float
     swarm: Swarm
-    blobs: deque[int]  # the sets of pieces of unfinished blobs
+    blobs: list[_Blob]  # the unfinished ones
     is_slow: bool = False
     alive: bool = True
     uploads: Uploads[_Transfer] = field(default_factory=lambda: Uploads(_SLOTS, _QUEUE))
     running: set[_Transfer] = field(default_factory=set)  # both ways
+    opened: int = 0  # so many of the blobs
     requests: int = 0
     among: int = 0
     announcing: bool = False
     woken_at: float = 0.0
     done_at: float | None = None
-    retrying: bool = False
+    looks_at: float = 0.0  # when its thread looks next
+    polling: bool = False
 
     @property
     def load(self) -> Load:
@@ -123,7 +141,7 @@ class Simulation:
         blob = -(-fleet.size // _BLOBS)
         self.pieces = PieceMap((hashlib.sha256(b"%d" % n).hexdigest(), blob) for n in range(_BLOBS))
         self._masks = [self.pieces.pieces_of(sha256) for sha256, _ in self.pieces.blobs]
-        self.tracker = Tracker(self.pieces.count, "1", _SURVEY_S, random.Random(fleet.seed + 1))
+        self.tracker = Tracker(self.pieces.count, "1", SURVEY_S, random.Random(fleet.seed + 1))
         self.nodes = [self._make_node(n) for n in range(fleet.nodes)]
         cards = [node.card for node in self.nodes]
         self._flows = _Flows([*cards, fleet.origin], [*cards, 0.0])
@@ -132,6 +150,7 @@ class Simulation:
         self._origin_queue: deque[_Transfer] = deque()
         self._from_origin = self._crossed = 0
         self._waited_for = 0
+        self._surveyed: set[int] = set()
         self.events = 0
 
     def run(self) -> Outcome:
@@ -173,19 +192,25 @@ class Simulation:
         rng = random.Random(fleet.seed * 100_003 + number)
         swarm = Swarm(self.pieces.key, self.pieces.count, zone, 0, 0.0, rng)
         address = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}:9402"
-        node = _Node(number, address, zone, card, swarm, deque(self._masks), slow)
-        self._open(node)
-        return node
+        return _Node(number, address, zone, card, swarm, [_Blob(mask, mask) for mask in self._masks], slow)
 
     def _at(self, delay: float, action: Callable[..., None], *arguments: object) -> None:
         heapq.heappush(self._heap, (self.now + delay, next(self._order), action, arguments))
 
-    def _open(self, node: _Node) -> None:
-        have = node.swarm.have
-        node.blobs = deque(mask for mask in node.blobs if mask & ~have)
-        node.among = 0
-        for mask in itertools.islice(node.blobs, _OPEN_BLOBS):
-            node.among |= mask
+    def _open(self, node: _Node) -> bool:
+        """Open another blob, while few of the open ones have anything to ask for."""
+        opened = node.blobs[: node.opened]
+        busy = sum(1 for blob in opened if blob.workers or not blob.is_idle)
+        if busy < MAX_OPEN and node.opened < min(MAX_PARKED, len(node.blobs)):
+            node.among |= node.blobs[node.opened].pieces
+            node.opened += 1
+            return True
+        return False
+
+    def _close(self, node: _Node, blob: _Blob) -> None:
+        node.blobs.remove(blob)
+        node.opened -= 1
+        node.among &= ~blob.pieces
 
     # --- announces -------------------------------------------------------------------------------------------------
 
@@ -193,9 +218,21 @@ class Simulation:
         if node.announcing or not node.alive:
             return
         node.announcing = True
+        if not self._surveyed:
+            self._at(0.0, self._survey)
+        self._surveyed.add(node.number)
         message = node.swarm.make_announce(node.among, self.now)
         reply = self.tracker.announce(node.address, message, self.now)
         self._at(_ANNOUNCE_S, self._take_reply, node, reply)
+
+    def _survey(self) -> None:
+        """Ask the next member whether it has the version, unless it has announced itself."""
+        rest = next((node for node in self.nodes if node.number not in self._surveyed), None)
+        if rest is None:
+            self.tracker.end_survey()
+            return
+        self._surveyed.add(rest.number)
+        self._at(_SURVEYED_S, self._survey)
 
     def _take_reply(self, node: _Node, reply: Reply) -> None:
         node.announcing = False
@@ -203,10 +240,10 @@ class Simulation:
             return
         node.swarm.take_reply(reply, self.now)
         if node.swarm.is_complete:
-            self._at(_SEED_ANNOUNCE_S, self._announce, node)
+            self._at(SEED_S, self._announce, node)
             return
         self._plan_announce(node)
-        self._pump(node)
+        self._wake_blobs(node)
 
     def _plan_announce(self, node: _Node) -> None:
         if node.announcing:
@@ -224,69 +261,107 @@ class Simulation:
     # --- requests --------------------------------------------------------------------------------------------------
 
     def _pump(self, node: _Node) -> None:
+        """Let free workers take pieces, each of the open blob that has the fewest workers."""
         while node.requests < _REQUESTS and node.alive:
-            request = self._next_request(node)
+            able = [blob for blob in node.blobs[: node.opened] if blob.left and not blob.is_idle]
+            promised = node.swarm.find_promised()
+            blob = next((blob for blob in able if blob.left & promised), None)
+            if blob is None:
+                blob = min(able, key=_count_workers, default=None)
+                if (blob is None or blob.workers) and self._open(node):
+                    continue
+            if blob is None:
+                break
+            request = node.swarm.next_request(blob.left, self.now)
             if request is None:
-                if not node.retrying and not node.swarm.is_complete:
-                    node.retrying = True
-                    self._at(0.0, self._poll, node)
-                return
+                blob.is_idle = True
+                continue
+            blob.workers += 1
+            blob.left ^= 1 << request.piece
+            node.requests += 1
             if request.peer is None:
-                node.requests += 1
-                self._ask_origin(_Transfer(request, node, None))
-            elif not self._ask_peer(_Transfer(request, node, self._by_address[request.peer])):
-                if not node.retrying:
-                    node.retrying = True
-                    self._at(_BUSY_S, self._poll_again, node)
-                return
-
-    def _next_request(self, node: _Node) -> Request | None:
-        """Return the next piece, each other time of the oldest blob: so blobs end one after another."""
-        if node.blobs and self._rng.random() < _OLDEST_SHARE:
-            request = node.swarm.next_request(node.blobs[0], self.now)
-            if request is not None:
-                return request
-        return node.swarm.next_request(node.among, self.now)
-
-    def _poll(self, node: _Node) -> None:
-        asked = node.swarm.polls(node.among, self.now)
-        for address in asked:
-            peer = self._by_address[address]
-            if peer.alive:
-                self._at(_REQUEST_S, self._hear, node, peer)
+                self._ask_origin(_Transfer(request, node, None, blob))
             else:
-                self._at(_CONNECT_S, self._miss, node, address)
-        self._at(0.25, self._poll_again, node)
+                self._ask_peer(_Transfer(request, node, self._by_address[request.peer], blob))
+        if node.alive and not node.swarm.is_complete and not self.now < node.looks_at:
+            node.looks_at = self.now + _TURN_S
+            self._at(_TURN_S, self._look, node)
 
-    def _poll_again(self, node: _Node) -> None:
-        node.retrying = False
-        if node.alive:
-            self._pump(node)
+    def _look(self, node: _Node) -> None:
+        """A turn of the node's thread, of which nothing else reminded it."""
+        if node.alive and not node.swarm.is_complete:
+            self._wake_blobs(node)
 
-    def _hear(self, node: _Node, peer: _Node) -> None:
-        node.swarm.heard(peer.address, peer.swarm.have, peer.load, self.now)
+    def _wake_blobs(self, node: _Node) -> None:
+        if not node.polling and any(blob.is_idle for blob in node.blobs[: node.opened]):
+            asked = node.swarm.polls(node.among, self.now)
+            if asked:
+                node.polling = True
+                self._poll(node, asked)
+        for blob in node.blobs[: node.opened]:
+            blob.is_idle = False
         self._pump(node)
 
-    def _miss(self, node: _Node, address: str) -> None:
-        node.swarm.leave(address, Reason.GONE, self.now)
+    def _poll(self, node: _Node, asked: list[str]) -> None:
+        """Ask neighbours what they have, one after another; a dead one takes its time."""
+        if not node.alive or not asked:
+            node.polling = False
+            return
+        peer = self._by_address[asked[0]]
+        if peer.alive:
+            self._at(_REQUEST_S, self._hear, node, peer, asked[1:])
+        else:
+            self._at(_CONNECT_S, self._miss, node, peer, asked[1:])
 
-    def _ask_peer(self, transfer: _Transfer) -> bool:
+    def _hear(self, node: _Node, peer: _Node, asked: list[str]) -> None:
+        node.swarm.heard(peer.address, peer.swarm.have, peer.load, self.now)
+        for blob in node.blobs[: node.opened]:
+            blob.is_idle = False
+        self._pump(node)
+        self._poll(node, asked)
+
+    def _miss(self, node: _Node, peer: _Node, asked: list[str]) -> None:
+        node.swarm.leave(peer.address, Reason.GONE, self.now)
+        self._poll(node, asked if self.now < node.swarm.next_announce_at() else [])
+
+    def _ask_peer(self, transfer: _Transfer) -> None:
         node, peer = transfer.receiver, transfer.sender
         assert peer is not None
-        node.requests += 1
         if not peer.alive:
             self._at(_CONNECT_S, self._fail, transfer)
-            return True
+            return
         verdict = peer.uploads.ask(node.address, transfer)
         if verdict is Verdict.REFUSE:
-            node.requests -= 1
-            node.swarm.failed(transfer.request, None, self.now)
-            node.swarm.heard(peer.address, peer.swarm.have, peer.load, self.now)
-            return False
+            self._at(_REQUEST_S, self._refuse, transfer)
+            return
         peer.running.add(transfer)
         if verdict is Verdict.SERVE:
             self._start(transfer)
-        return True
+        else:
+            self._at(_WAIT_S, self._end_wait, transfer)
+
+    def _end_wait(self, transfer: _Transfer) -> None:
+        """A request waited too long: it is refused."""
+        sender = transfer.sender
+        assert sender is not None
+        if sender.alive and sender.uploads.withdraw(transfer.receiver.address, transfer):
+            sender.running.discard(transfer)
+            self._refuse(transfer)
+
+    def _refuse(self, transfer: _Transfer) -> None:
+        receiver, sender = transfer.receiver, transfer.sender
+        assert sender is not None
+        if receiver.alive:
+            self._release(transfer)
+            receiver.swarm.failed(transfer.request, None, self.now)
+            self._wake_blobs(receiver)
+
+    def _release(self, transfer: _Transfer) -> None:
+        """End a worker's request."""
+        transfer.receiver.requests -= 1
+        transfer.blob.workers -= 1
+        if not transfer.receiver.swarm.have >> transfer.request.piece & 1:
+            transfer.blob.left |= 1 << transfer.request.piece
 
     def _start(self, transfer: _Transfer) -> None:
         if not transfer.receiver.alive:
@@ -298,23 +373,25 @@ class Simulation:
 
     def _begin(self, transfer: _Transfer, sender: int, cap: float) -> None:
         transfer.began = self.now
+        if transfer.sender is not None:
+            transfer.load, transfer.have = transfer.sender.load, transfer.sender.swarm.have
         transfer.receiver.running.add(transfer)
         transfer.place = self._flows.add(sender, transfer.receiver.number, cap, transfer)
 
     def _finish(self, transfer: _Transfer) -> None:
         receiver, sender = transfer.receiver, transfer.sender
         self._stop(transfer)
-        receiver.requests -= 1
         if sender is None:
-            self._finish_origin(receiver, transfer.request)
+            self._finish_origin(receiver, transfer)
             return
         self._end_upload(transfer)
         if sender.zone != receiver.zone:
             self._crossed += 1
         rate = PIECE_BYTES / (self.now - transfer.began)
-        receiver.swarm.received(transfer.request, rate, sender.load, self.now)
-        receiver.swarm.heard(sender.address, sender.swarm.have, sender.load, self.now)
-        self._have(receiver, transfer.request.piece)
+        receiver.swarm.received(transfer.request, rate, transfer.load, self.now)
+        receiver.swarm.heard(sender.address, transfer.have, transfer.load, self.now)
+        self._release(transfer)
+        self._have(receiver, transfer)
 
     def _stop(self, transfer: _Transfer) -> None:
         transfer.over = True
@@ -336,9 +413,9 @@ class Simulation:
         """A peer went away: its receiver notices."""
         receiver = transfer.receiver
         if receiver.alive:
-            receiver.requests -= 1
+            self._release(transfer)
             receiver.swarm.failed(transfer.request, Reason.GONE, self.now)
-            self._pump(receiver)
+            self._wake_blobs(receiver)
 
     # --- the origin ------------------------------------------------------------------------------------------------
 
@@ -355,28 +432,26 @@ class Simulation:
         if self._origin_queue:
             self._ask_origin(self._origin_queue.popleft())
 
-    def _finish_origin(self, node: _Node, request: Request) -> None:
+    def _finish_origin(self, node: _Node, transfer: _Transfer) -> None:
         self._end_origin()
-        node.swarm.received(request, 0.0, Load(), self.now)
-        node.swarm.vouch(request.piece, "0" * 64)
-        self._have(node, request.piece)
+        node.swarm.received(transfer.request, 0.0, Load(), self.now)
+        self._release(transfer)
+        node.swarm.vouch(transfer.request.piece, "0" * 64)
+        self._have(node, transfer)
 
     # --- ends ------------------------------------------------------------------------------------------------------
 
-    def _have(self, node: _Node, piece: int) -> None:
+    def _have(self, node: _Node, transfer: _Transfer) -> None:
         if node.swarm.is_complete:
             if node.done_at is None and node.alive:
                 node.done_at = self.now
                 self._waited_for -= not node.is_slow
             self._plan_announce(node)
             return
-        for mask in itertools.islice(node.blobs, _OPEN_BLOBS):
-            if mask >> piece & 1:
-                if not mask & ~node.swarm.have:
-                    self._open(node)
-                break
+        if not transfer.blob.pieces & ~node.swarm.have:
+            self._close(node, transfer.blob)
         self._plan_announce(node)
-        self._pump(node)
+        self._wake_blobs(node)
 
     def _die(self, node: _Node) -> None:
         if node.done_at is not None:
@@ -390,6 +465,10 @@ class Simulation:
                 self._end_origin()
             else:
                 self._at(_STALL_S, self._end_upload, transfer)
+
+
+def _count_workers(blob: _Blob) -> int:
+    return blob.workers
 
 
 class _Flows:
@@ -440,6 +519,8 @@ class _Flows:
                 more = np.minimum(more, share[end])
             rates = np.minimum(rates + np.where(grows, np.maximum(more, 0.0), 0.0), cap)
             grows = (more > _LEAST_MORE) & (rates < cap)
+            if not grows.any():
+                break
         return rates
 
 
@@ -484,9 +565,9 @@ class Case:
     crossed: float = 0.0
 
 
-def list_cases(nodes: int, size: int, card: float, origin: float) -> list[Case]:
+def list_cases(nodes: int, size: int, card: float, origin: float, seed: int) -> list[Case]:
     """Return the cases of the table for a fleet of so many nodes."""
-    plain = Fleet(nodes, size, card, origin)
+    plain = Fleet(nodes, size, card, origin, seed=seed)
     return [
         Case("all well", plain, 1.10, 1.02),
         Case("5 % die, 5 % at a tenth of the speed", replace(plain, dying=0.05, slow=0.05), 1.25, 1.02),
@@ -510,12 +591,13 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--size", type=parse_size, default=140 * 10**9, help="of the version, as 140GB")
     parser.add_argument("--card", type=float, default=25.0, help="Gb/s of each node's network card")
     parser.add_argument("--origin", type=float, default=40.0, help="Gb/s of the origin")
+    parser.add_argument("--seed", type=int, default=1, help="of all that is random")
     parser.add_argument("--case", type=int, action="append", help="the number of a case; default: all")
     parser.add_argument("--tracker", action="store_true", help="measure the tracker's processor time only")
     given = parser.parse_args(arguments)
     missed = []
     if not given.tracker:
-        cases = list_cases(given.nodes, given.size, given.card * _GIGABIT, given.origin * _GIGABIT)
+        cases = list_cases(given.nodes, given.size, given.card * _GIGABIT, given.origin * _GIGABIT, given.seed)
         print(_HEADER)
         for number, case in enumerate(cases):
             if given.case is None or number in given.case:
@@ -529,8 +611,8 @@ def main(arguments: Sequence[str]) -> int:
     return 1 if missed else 0
 
 
-_HEADER = """| fleet | nodes | bound, s | last / bound | median / bound | copies from the origin | copies across zones |
-| --- | --- | --- | --- | --- | --- | --- |"""
+_HEADER = """| fleet | nodes | seed | bound, s | last / bound | median / bound | copies from the origin | across zones |
+| --- | --- | --- | --- | --- | --- | --- | --- |"""
 
 
 def _simulate(case: Case) -> list[Target]:
@@ -538,7 +620,7 @@ def _simulate(case: Case) -> list[Target]:
     fleet, found = case.fleet, Simulation(case.fleet).run()
     last, median = found.last_s / fleet.bound_s, found.p50_s / fleet.bound_s
     print(
-        f"| {case.name} | {fleet.nodes} | {fleet.bound_s:.1f} | {last:.3f} | {median:.3f} "
+        f"| {case.name} | {fleet.nodes} | {fleet.seed} | {fleet.bound_s:.1f} | {last:.3f} | {median:.3f} "
         f"| {found.copies:.3f} | {found.crossed:.2f} |",
         flush=True,
     )

@@ -107,7 +107,8 @@ class ModelStatus:
     them. `held` is the digest that the version's symlink leads to now, also during a fetch of another one; None if the
     version is not held. `refused_pins`: pins that cannot be met, by digest; they concern the pods with that pin.
     `refused_namespaces`: namespaces of pods that the catalog does not give the version to, which concern those pods.
-    `verdict`: `findings`, `left_out` and `trust` of the JSON object."""
+    `verdict`: `findings`, `left_out` and `trust` of the JSON object. `bytes_from_peers`: of `bytes_done`, during a
+    fetch, those that other nodes sent."""
 
     model: str
     version: str
@@ -127,6 +128,7 @@ class ModelStatus:
     refused_pins: dict[str, StatusError] = field(default_factory=dict)
     refused_namespaces: dict[str, StatusError] = field(default_factory=dict)
     verdict: Verdict = NO_VERDICT
+    bytes_from_peers: int = 0
 
     @property
     def is_checked_again(self) -> bool:

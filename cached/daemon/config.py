@@ -18,6 +18,7 @@ from cached.contract.program.options import OptionParser, parse_address, whole_n
 from cached.contract.program.units import parse_duration, parse_rate, parse_size
 from cached.daemon.pool import ZONE_LABEL, PoolOptions, TlsOptions
 from cached.fetch.pool.membership import parse_peers
+from cached.fetch.workers import DEFAULT_CONNECTIONS
 from cached.peers.messages import is_zone
 from cached.peers.serving.tls_files import TlsPaths
 from cached.transport.origin_proxy import OriginProxySettings, parse_origin_proxy_option
@@ -124,7 +125,13 @@ def _add_space_and_transfer_options(parser: OptionParser) -> None:
     parser.option("--high-watermark", type=_parse_share, default="0.90", metavar="SHARE", help=high)
     low = "evict until below this share"
     parser.option("--low-watermark", type=_parse_share, default="0.80", metavar="SHARE", help=low)
-    parser.option("--connections", type=whole_number(1, 256), default="8", metavar="N", help="connections in all")
+    parser.option(
+        "--connections",
+        type=whole_number(1, 256),
+        default=str(DEFAULT_CONNECTIONS),
+        metavar="N",
+        help="connections in all",
+    )
     parser.option(
         "--connections-per-origin",
         type=whole_number(1, 256),

@@ -101,6 +101,7 @@ class Download:
         self.priority = priority
         self.result: Future[Verified] = Future()
         self.bytes_done = 0  # written so far, including resumed ones
+        self._peer_bytes = 0
         self.not_before = 0.0  # monotonic seconds
         self._paused_until = 0.0  # of the origin; the same, where there is no other place
         self.last_error: HoldfastError | None = None
@@ -128,12 +129,31 @@ class Download:
         """When the first attempt was opened, in monotonic seconds; None before."""
         return self._started
 
+    @property
+    def bytes_from_peers(self) -> int:
+        """Of `bytes_done`, those that other nodes sent."""
+        return self.bytes_done if self.spec.kind == _PEER else self._peer_bytes
+
     def has_work(self) -> bool:
         """Return whether another worker could help now."""
         attempt = self._attempt
         if self.result.done() or attempt is None:
             return not self.result.done()
         return attempt.has_work_of(self._supply) if self._asks_supply(attempt) else attempt.has_work()
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether there are bytes to receive, and no place to ask for them now: other nodes are waited for."""
+        attempt = self._attempt
+        if attempt is None or not self._asks_supply(attempt) or not attempt.has_work():
+            return False
+        return not attempt.has_work_of(self._supply)
+
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether other nodes wait for a part of it that this one is to fetch first."""
+        attempt = self._attempt
+        return attempt is not None and self._supply.is_waited_for() and attempt.has_work()
 
     @property
     def is_small(self) -> bool:
@@ -239,7 +259,7 @@ class Download:
         again, here or elsewhere. An error of the peer is none of the source's; one of this disk ends the attempt."""
         began = time.monotonic()
         try:
-            load = self._receive_checked(attempt, assignment.segment, piece)
+            body = self._receive_checked(attempt, assignment.segment, piece)
         except _DiskFailed as failure:
             self._supply.failed(assignment, None)
             raise _Interrupted(assignment.segment, failure.error) from failure
@@ -251,18 +271,21 @@ class Download:
                 self._workers.observer.verify_failed("peer")
             self._supply.failed(assignment, error)
             return assignment.segment
-        if load is None:  # preempted
+        if body is None:  # preempted
             self._supply.failed(assignment, None)
             return assignment.segment
         attempt.accept_piece(assignment.segment, piece.step if piece.extent is None else None)
         self._progressed(_size(assignment.segment), streaming=False)
-        self._supply.received(assignment, Receipt(piece.sha256, time.monotonic() - began, load))
+        with self._lock:
+            self._peer_bytes += _size(assignment.segment)
+        seconds = time.monotonic() - began
+        self._supply.received(assignment, Receipt(piece.sha256, seconds, body.load, body.pieces))
         attempt.record_soon()
         return None
 
-    def _receive_checked(self, attempt: AnyAttempt, segment: Segment, piece: PeerPiece) -> str | None:
-        """Receive and write a piece and compare its sha256; return what its peer says of its load, None if a more
-        urgent download preempts it. Raises `HoldfastError` for the peer, `_DiskFailed` for this node's disk."""
+    def _receive_checked(self, attempt: AnyAttempt, segment: Segment, piece: PeerPiece) -> Body | None:
+        """Receive and write a piece and compare its sha256; return the response that was read, None if a more urgent
+        download preempts it. Raises `HoldfastError` for the peer, `_DiskFailed` for this node's disk."""
         assert segment.end is not None
         extent = segment if piece.extent is None else piece.extent
         assert extent.end is not None
@@ -298,7 +321,7 @@ class Download:
                 if offset < extent.end and self._workers.outranked(self):
                     return None
         piece.check(hasher, f"{self.spec.name}: bytes {extent.start} to {extent.end} of a peer")
-        return body.load
+        return body
 
     # --- receiving from the origin ---------------------------------------------------------------------------------
 
@@ -540,7 +563,7 @@ class Download:
         self._supply.lose()  # before another attempt may write in their place
         with self._lock:
             self._attempt = None
-            self.bytes_done = 0
+            self.bytes_done = self._peer_bytes = 0
             again = False
             if isinstance(error, NoRanges):
                 self._stream = again = True

@@ -62,11 +62,13 @@ class Assignment:
 @dataclass(frozen=True, slots=True)
 class Receipt:
     """A whole piece that was received and written: its sha256 as 64 hex digits, None where it was not hashed for
-    itself, the seconds that it took, and what a peer said of its load (empty: nothing)."""
+    itself, the seconds that it took, and what its peer said of its load and of the pieces that it has (empty:
+    nothing)."""
 
     sha256: str | None
     seconds: float
     load: str
+    pieces: str = ""
 
 
 class Supply(Protocol):
@@ -81,6 +83,9 @@ class Supply(Protocol):
 
     def has_work(self, segments: Sequence[Segment]) -> bool:
         """Return whether `choose` would return an assignment."""
+
+    def is_waited_for(self) -> bool:
+        """Return whether other nodes wait for a segment that this one is to fetch for all: it comes first."""
 
     def received(self, assignment: Assignment, receipt: Receipt) -> None:
         """Note that a peer's piece was received and checked, or one of the origin that is told."""
@@ -125,6 +130,10 @@ class OriginSupply:
     def has_work(self, segments: Sequence[Segment]) -> bool:
         """Return whether a segment is left."""
         return bool(segments)
+
+    def is_waited_for(self) -> bool:
+        """Return False: there are no peers."""
+        return False
 
     def received(self, assignment: Assignment, receipt: Receipt) -> None:
         """Do nothing: there are no peers."""

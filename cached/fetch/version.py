@@ -7,6 +7,7 @@ and durable. The reconciler retries the whole fetch.
 from __future__ import annotations
 
 import asyncio
+import io
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -65,7 +66,7 @@ from cached.store.ingest import IngestKey
 from cached.store.publication import Publication
 from cached.transport.connection.cancel import Cancellation, Cancelled
 from cached.transport.connection.thread_call import call_in_thread
-from cached.transport.target import LocalTarget
+from cached.transport.target import LocalTarget, StreamTarget, Target
 
 _log = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ class Published:
 class _VersionFetch:
     """One version fetch: `before` is the record of the version that has the name now, `urgency` returns its priority
     now, `got_space` is called with the bytes and the files to fetch once all their space is reserved; `holders`: the
-    nodes that told what the version is, in place of its source."""
+    nodes that told what the version is, in place of its source; `digest`: of its manifest, where the listing promises
+    it and other nodes may be asked."""
 
     want: Want
     source: Source
@@ -108,6 +110,7 @@ class _VersionFetch:
     urgency: Callable[[], int]
     got_space: Callable[[int, int], None]
     holders: Holders | None = None
+    digest: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +246,8 @@ class VersionFetches:
             with recorded(self._trace, want.ref, "resolve", source.display):
                 resolved = await self._resolve(fetch)
             fetch, listing, wanted = resolved.fetch, resolved.listing, resolved.wanted
+            if self._pool is not None:
+                fetch = replace(fetch, digest=await self._compute(len(wanted), _promised_digest, wanted))
             verified = await self._fetch_blobs(fetch, wanted)
             manifest = await self._compute(len(wanted), _build_manifest, wanted, verified)
             if want.pin not in (None, manifest.digest):
@@ -450,7 +455,14 @@ class VersionFetches:
         awaited = self._running[ref] = []
         failure: str | None = None
         try:
-            await self._start(fetch, missing, awaited, pool)  # its shortage excludes the bytes on the disk
+            together = self._choose_bundled(fetch, missing)
+            names = {each.spec.name for each in together}
+            alone = [each for each in missing if each.spec.name not in names]
+            await self._start(fetch, alone, awaited, pool, {})  # its shortage excludes the bytes on the disk
+            if sized:  # else it may still run out of space
+                fetch.got_space(sum(each.spec.key.size or 0 for each in missing), len(missing))
+            if together:
+                await self._start(fetch, together, awaited, pool, await self._receive_small(fetch, together))
             try:
                 await self._wait(ref, awaited, here, total)
             except NoSpace as error:
@@ -518,8 +530,10 @@ class VersionFetches:
         missing: Sequence[_WantedFile],
         awaited: list[_Awaited],
         pool: VersionPool | None,
+        received: Mapping[str, bytes],
     ) -> None:
-        """Join or start the downloads of missing blobs, in bounded turns of the event loop; add all to `awaited`."""
+        """Join or start the downloads of missing blobs, in bounded turns of the event loop; add all to `awaited`.
+        `received`: blobs that other nodes sent already, by sha256."""
         ref, allotments = fetch.want.ref, dict[str, DownloadSpace]()
         async with self._downloads.starting:
             new: dict[str, list[_WantedFile]] = {}  # two files may have the same content
@@ -532,16 +546,15 @@ class VersionFetches:
             try:
                 specs = [files[0].spec for files in new.values()]
                 await self._compute(len(specs), self._downloads.reserve, specs, allotments)
-                sizes = [each.spec.key.size for each in missing if each.spec.key.size is not None]
-                if len(sizes) == len(missing):  # else it may still run out of space
-                    fetch.got_space(sum(sizes), len(sizes))
                 if fetch.want.link:
                     await self._share_files(fetch.source, [files[0] for files in new.values()])
                 locator = Locator(fetch.source, [files[0].file for files in new.values() if is_small(files[0].spec)])
                 for number, (id_, files) in enumerate(new.items(), 1):
                     locate = partial(locator.locate, files[0].file)
                     spec = files[0].spec
-                    supply = self._make_supply(spec, pool, fetch.holders)
+                    if (content := received.get(spec.sha256 or "")) is not None:
+                        spec, locate = _of_peer(spec), partial(_locate_content, content)
+                    supply = None if content is not None else self._make_supply(spec, pool, fetch.holders)
                     started = self._downloads.start(spec, locate, allotments.pop(id_), ref, fetch.urgency(), supply)
                     if pool is not None and spec.sha256 is not None:
                         started[1].add_done_callback(partial(_mark_committed, pool, spec.sha256))
@@ -561,6 +574,33 @@ class VersionFetches:
         if supply is None and self._pool is not None and spec.sha256 is not None and not is_small(spec):
             supply = self._pool.make_lone_supply(spec.sha256)
         return supply
+
+    def _choose_bundled(self, fetch: _VersionFetch, missing: Sequence[_WantedFile]) -> list[_WantedFile]:
+        """Return the small files that other nodes are asked for together: a request for each would cost more than its
+        bytes."""
+        is_known = fetch.digest is not None or fetch.holders is not None
+        if self._pool is None or not is_known or fetch.want.link:
+            return []
+        found = [each for each in missing if each.spec.sha256 and each.spec.key.size and is_small(each.spec)]
+        return found if len(found) > 1 else []
+
+    async def _receive_small(self, fetch: _VersionFetch, wanted: Sequence[_WantedFile]) -> Mapping[str, bytes]:
+        """Return those of these small files that nodes with the version sent, by sha256."""
+        pool, digest = self._pool, fetch.digest
+        sizes = {each.spec.sha256: each.spec.key.size for each in wanted if each.spec.sha256 and each.spec.key.size}
+        count_wrong = partial(self._observer.verify_failed, "peer")
+
+        def receive(cancellation: Cancellation) -> Mapping[str, bytes]:
+            assert pool is not None
+            holders = fetch.holders or (None if digest is None else pool.ask_holders(digest))
+            return {} if holders is None else pool.receive_small(holders, sizes, count_wrong, cancellation)
+
+        try:
+            async with asyncio.timeout(_POOL_S):
+                return await call_in_thread(receive)
+        except (TimeoutError, HoldfastError) as error:
+            _log.warning("%s: small files come from the source: %s", fetch.want.ref, error or "other nodes are slow")
+            return {}
 
     async def _share_files(self, source: Source, wanted: Sequence[_WantedFile]) -> None:
         """Share the bytes of the local files among `wanted`, whose space is reserved, before their downloads start."""
@@ -606,7 +646,9 @@ class VersionFetches:
             eta_s = left / rate if left is not None and rate else None
             state = State.FETCHING if any(download.receiving() for download in downloads) else State.VERIFYING
             trouble = next((f.last_error for f in downloads if f.last_error is not None), None)
-            self._status_files.set_progress(ref, state, FetchProgress(total, here + moved, rate, eta_s), trouble)
+            from_peers = sum(download.bytes_from_peers for download in downloads)
+            progress = FetchProgress(total, here + moved, rate, eta_s, from_peers)
+            self._status_files.set_progress(ref, state, progress, trouble)
 
     async def _find_committed(
         self, wanted: tuple[_WantedFile, ...], known_digests: Mapping[str, str]
@@ -686,6 +728,23 @@ def _wanted(listing: Listing, fetch: _VersionFetch, files: Sequence[RemoteFile])
 
 def _do_nothing(_size_bytes: int, _files: int) -> None:
     """Say nothing of the space of an index: that of the whole version is reserved later."""
+
+
+def _of_peer(spec: BlobSpec) -> BlobSpec:
+    """Return the same blob, counted as received from another node."""
+    return replace(spec, kind="peer", origin="peer")
+
+
+def _locate_content(content: bytes, _cancellation: Cancellation) -> Target:
+    return StreamTarget(lambda _: io.BytesIO(content))
+
+
+def _promised_digest(wanted: tuple[_WantedFile, ...]) -> Digest | None:
+    """Return the digest of the version's manifest; None if the source does not promise all its files."""
+    specs = [each.spec for each in wanted]
+    if any(spec.sha256 is None or spec.key.size is None for spec in specs):
+        return None
+    return Manifest.build(FileEntry(spec.name, spec.sha256 or "", spec.key.size or 0) for spec in specs).digest
 
 
 def _build_manifest(wanted: tuple[_WantedFile, ...], verified: dict[str, Verified]) -> Manifest:

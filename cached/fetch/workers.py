@@ -36,8 +36,9 @@ _log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+DEFAULT_CONNECTIONS = 8
 MAX_OPEN = 8  # blobs received at once: enough to keep the disk and the hash busy, few enough to finish soon
-_MAX_PARKED = 64  # blobs with open files, including those that wait for a retry
+MAX_PARKED = 64  # blobs with open files, including those that wait for a retry, or for other nodes
 _HELD = 4  # buffers that may wait for the hash, beside the next one of each blob
 _LOOK_S = 0.05
 _RELEASE_S = 10.0
@@ -300,11 +301,11 @@ class _DownloadQueues:
             and not (self._workers[f] and f.hash_is_behind())
             and not (crowded and not f.is_small)
         ]
-        best = min(able, key=lambda f: self._workers[f], default=None)
-        if best is not None and not self._workers[best]:
+        best = min(able, key=lambda f: (not f.is_waited_for, self._workers[f]), default=None)
+        if best is not None and (best.is_waited_for or not self._workers[best]):
             return best
         parked = sum(1 for f in self.started if f.opened and f.priority == urgent)
-        if sum(1 for f in mine if self._is_started(f)) < MAX_OPEN and parked < _MAX_PARKED:
+        if sum(1 for f in mine if self._is_active(f)) < MAX_OPEN and parked < MAX_PARKED:
             heads = [head for origin in list(self._queues.get(urgent, ())) if (head := self._head(urgent, origin))]
             able_heads = (
                 head for head in heads if has_room(head[2].spec.origin) and not (crowded and not head[2].is_small)
@@ -332,6 +333,11 @@ class _DownloadQueues:
 
     def _is_started(self, download: Download) -> bool:
         return not download.result.done() and (download.opened or self._workers[download] > 0)
+
+    def _is_active(self, download: Download) -> bool:
+        """Return whether a started download is received, or could be: it counts among the open ones. One of which no
+        node has anything new would keep the workers from others."""
+        return self._is_started(download) and (self._workers[download] > 0 or not download.is_starved)
 
     def _enqueue(self, download: Download) -> None:
         if self._is_started(download):

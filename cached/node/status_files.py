@@ -52,12 +52,14 @@ _MOST_RECENT_ERRORS = 32
 
 @dataclass(frozen=True, slots=True)
 class FetchProgress:
-    """The progress of a fetch, in bytes, bytes a second and seconds; None: unknown."""
+    """The progress of a fetch, in bytes, bytes a second and seconds; None: unknown. `from_peers`: of `done`, what other
+    nodes sent."""
 
     total: int | None
     done: int
     rate: float | None = None
     eta_s: float | None = None
+    from_peers: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,7 @@ class StatusFiles:
             bytes_done=progress.done,
             rate_bytes_per_s=progress.rate,
             eta_s=progress.eta_s,
+            bytes_from_peers=progress.from_peers,
         )
 
     def set_checking(self, ref: ModelRef, digest: Digest, progress: FetchProgress) -> None:

@@ -55,7 +55,7 @@ class _Neighbour:
     address: str
     have: int = 0
     heard_at: float = -1e9
-    waiting: int = 0  # requests that waited there when it was heard last
+    load: int = 0  # requests that it served, and that waited there, when it was heard last
     asked: int = 0  # requests of ours
     gave: int = 0  # pieces since the last rotation
 
@@ -138,7 +138,7 @@ class Swarm:
         self._helped_at = now
         neighbour = self._use(request.peer)
         neighbour.gave += 1
-        neighbour.waiting = load.waiting
+        neighbour.load = load.serving + load.waiting
         if self._is_slow(rate, load):
             self.leave(request.peer, Reason.SLOW, now)
         self._rates.append(rate)
@@ -171,6 +171,11 @@ class Swarm:
         self._left[peer] = _Left(now + _LEFT_S, reason)
         for piece in [piece for piece, holder in self._imports.items() if holder == peer]:
             del self._imports[piece]
+
+    def find_promised(self) -> int:
+        """Return the granted and imported pieces that are not asked for yet: others wait for them."""
+        unbegun = bits.set_of([piece for piece, begun in self._grants.items() if not begun])
+        return (unbegun | bits.set_of(self._imports) & self._checkable) & ~self._asked & ~self.have
 
     def find_untold(self) -> int:
         """Return the pieces whose digest no node has told, this one included."""
@@ -211,7 +216,8 @@ class Swarm:
         """Note what a peer has, from its answer."""
         neighbour = self._neighbours.get(peer)
         if neighbour is not None:
-            neighbour.have, neighbour.waiting, neighbour.heard_at = have & self._all, load.waiting, now
+            neighbour.have, neighbour.heard_at = have & self._all, now
+            neighbour.load = load.serving + load.waiting
 
     def polls(self, among: int, now: float) -> list[str]:
         """Return the neighbours to ask what they have: those not heard for a while that have nothing we want."""
@@ -320,16 +326,17 @@ class Swarm:
         return None
 
     def _choose_from_neighbours(self, wanted: int, now: float) -> Request | None:
-        """Return a random piece of the neighbour with the shortest queue that has one."""
+        """Return a random piece of the least busy neighbour that has one."""
         if any(each.have & wanted for each in self._neighbours.values()):  # also what cannot be checked yet
             self._promised_at = now
         wanted &= self._checkable
-        best, best_rank = None, (1e9, 0.0)
+        best, equal = None, 0
         for each in self._neighbours.values():
-            if each.have & wanted and each.asked < _OF_ONE:
-                rank = (each.asked + each.waiting, self._rng.random())
-                if rank < best_rank:
-                    best, best_rank = each, rank
+            if each.asked >= _OF_ONE or (best is not None and each.load > best.load) or not each.have & wanted:
+                continue
+            equal = equal + 1 if best is not None and each.load == best.load else 1
+            if equal == 1 or self._rng.random() * equal < 1:
+                best = each
         return None if best is None else Request(pick(best.have & wanted, self._rng), best.address)
 
     def _is_put_off(self, now: float) -> bool:

@@ -20,7 +20,7 @@ SURVEY_S = 2.0  # at most, until all members said whether they have a version: b
 _SURVEYED_S = 10.0  # the least time between two surveys of one version
 SETTLE_S = 2.0  # for the announces of nodes that followed another tracker
 SLOW_S = 30.0  # a node that others left as slow gets no grants and no neighbours for so long
-_ORIGIN_AT_ONCE = 64  # ranged requests of the whole pool: what saturates an object store's front
+_ORIGIN_AT_ONCE = 128  # of the whole pool: 64 saturate an object store's front; each begins a while after its grant
 _FIRST_AT_ONCE = 16  # a slow origin is saturated by few, and the first piece of many comes late
 _GAIN = 1.25  # twice as many requests must bring so much more, else it stays at these
 _NODE_AT_ONCE = 16
@@ -127,6 +127,11 @@ class Tracker:
         self._usual_s = 0.0
         self._tidied_at = self._halved_at = 0.0
         self._overdue = 0
+
+    def is_fetching(self, address: str) -> bool:
+        """Return whether the node at `address` announces the version, and has not all of it."""
+        node = self._nodes.get(address)
+        return node is not None and node.fetches
 
     def end_survey(self) -> None:
         """Deal from now on: all members were asked whether they have the version."""

@@ -55,6 +55,11 @@ class Trackers:
         tracker = self._trackers.get(version)
         return None if tracker is None else (tracker.log, tracker.surveys)
 
+    def is_fetching(self, version: str, address: str) -> bool:
+        """Return whether the node at `address` announces a version, and has not all of it."""
+        tracker = self._trackers.get(version)
+        return tracker is not None and tracker.is_fetching(address)
+
     def end_survey(self, version: str) -> None:
         """Deal a version from now on: all members were asked whether they have it."""
         if version in self._trackers:

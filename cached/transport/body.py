@@ -148,6 +148,7 @@ class Body:
         self.last_modified = exchange.answer.last_modified
         self.load = exchange.answer.headers.get("Holdfast-Load", "")  # what a node of the pool says of itself
         self.is_proxied = exchange.origin_proxy is not None
+        self.pieces = exchange.answer.headers.get("Holdfast-Pieces", "")
         self._exchange = exchange
         self._framing = _framing(exchange, extent)
         self.received = 0

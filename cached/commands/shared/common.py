@@ -202,6 +202,8 @@ def describe_progress(status: ModelStatus) -> str:
     if status.state in (State.FETCHING, State.VERIFYING) and status.bytes_total:
         share = f"{100 * status.bytes_done // status.bytes_total} %"
         parts = [f"{format_size(status.bytes_done)} of {format_size(status.bytes_total)} ({share})"]
+        if status.bytes_from_peers and status.bytes_done:
+            parts.append(f"{100 * status.bytes_from_peers // status.bytes_done} % of it from other nodes")
         if status.rate_bytes_per_s:
             parts.append(f"{format_size(status.rate_bytes_per_s)}/s")
         if status.eta_s is not None:

@@ -17,6 +17,7 @@ from cached.contract.manifest import Manifest
 from cached.fetch.attempt import BlobSpec, Segment
 from cached.fetch.small_attempt import is_small
 from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker
+from cached.peers.pieces import Piece
 from cached.transport.target import HttpTarget
 
 BUSY = frozenset({"http_503", "http_429"})
@@ -25,8 +26,8 @@ BUSY = frozenset({"http_503", "http_429"})
 class BlobAddresses(Protocol):
     """The addresses of blobs at other nodes."""
 
-    def target_of(self, peer: str, sha256: str, start: int, end: int) -> HttpTarget:
-        """Return the signed address of a range of a blob at a peer."""
+    def target_of(self, peer: str, piece: Piece, version: str | None) -> HttpTarget:
+        """Return the signed address of a range of a blob at a peer, which says with it what it has of `version`."""
 
 
 class Holders:
@@ -46,15 +47,24 @@ class Holders:
     def _make_supply(self, sha256: str, size: int, _wake: Callable[[], None]) -> _SmallSupply:
         return _SmallSupply(self, sha256, size)
 
-    def choose(self, sha256: str, size: int, besides: Iterable[str]) -> PeerPiece | None:
-        """Return the whole blob at the node that was chosen least; None if none is left `besides` these."""
+    def pick(self, besides: Iterable[str]) -> str | None:
+        """Return the node that was chosen least; None if none is left `besides` these."""
         with self._lock:
             able = self._peers.keys() - set(besides)
             if not able:
                 return None
             peer = min(able, key=lambda each: self._peers[each])
             self._peers[peer] += 1
-        return PeerPiece(self._addresses.target_of(peer, sha256, 0, size), sha256, peer)
+            return peer
+
+    def choose(self, sha256: str, size: int, besides: Iterable[str]) -> PeerPiece | None:
+        """Return the whole blob at the node that was chosen least; None if none is left `besides` these."""
+        peer = self.pick(besides)
+        return (
+            None
+            if peer is None
+            else PeerPiece(self._addresses.target_of(peer, Piece(sha256, 0, size), None), sha256, peer)
+        )
 
     def list_all(self) -> tuple[str, ...]:
         """Return the nodes that are left."""
@@ -106,6 +116,10 @@ class _SmallSupply:
     def has_work(self, segments: Sequence[Segment]) -> bool:
         """Return whether a segment is left."""
         return bool(segments)
+
+    def is_waited_for(self) -> bool:
+        """Return False: nobody waits for it here."""
+        return False
 
     def received(self, assignment: Assignment, receipt: Receipt) -> None:
         """Do nothing: the blob is whole."""

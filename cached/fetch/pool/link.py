@@ -10,16 +10,17 @@ from __future__ import annotations
 import logging
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from cached.contract.digest import Digest
-from cached.contract.errors import HoldfastError
+from cached.contract.errors import HoldfastError, Transient
 from cached.contract.manifest import MAX_MANIFEST_BYTES
 from cached.fetch.pool.version import parse_load
 from cached.node.log_once import LogOnce
 from cached.peers import bits
 from cached.peers.access import PoolKeys, SignedRequest, digest_content
+from cached.peers.bundles import MAX_BUNDLE_BYTES, MAX_BUNDLED, RECORD_BYTES, encode_wanted
 from cached.peers.chaining import STATE_BYTES
 from cached.peers.members import Leads, parse_address, trackers_of
 from cached.peers.messages import (
@@ -32,7 +33,7 @@ from cached.peers.messages import (
     decode_reply,
     encode_announce,
 )
-from cached.peers.pieces import MAX_PIECES
+from cached.peers.pieces import MAX_PIECES, Piece
 from cached.peers.swarm import Load
 from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation, Cancelled
@@ -42,6 +43,7 @@ _log = logging.getLogger(__name__)
 
 _OK = 200
 _REMEMBERED = 256  # versions
+_MOST_BUNDLE = MAX_BUNDLE_BYTES + MAX_BUNDLED * RECORD_BYTES
 
 
 class Members(Protocol):
@@ -162,9 +164,19 @@ class HttpPoolLink:
         target = self._target(peer, "GET", f"/v1/manifests/sha256/{digest.hex}")
         return self._client.fetch(target, MAX_MANIFEST_BYTES, cancellation)
 
-    def target_of(self, peer: str, sha256: str, start: int, end: int) -> HttpTarget:
-        """Return the signed address of a range of a blob at a peer."""
-        return self._target(peer, "GET", f"/v1/blobs/sha256/{sha256}", f"bytes={start}-{end - 1}")
+    def read_bundle(self, peer: str, sha256s: Sequence[str], cancellation: Cancellation) -> bytes:
+        """Return the bundle of those of these small blobs that a node has. Raises `HoldfastError` or `Cancelled`."""
+        body = encode_wanted(sha256s)
+        target = self._target(peer, "POST", "/v1/blobs", "", digest_content(body))
+        answer = self._client.post_any_status(target, body, _MOST_BUNDLE, cancellation)
+        if answer.status != _OK:
+            raise Transient(f"http_{answer.status}", f"{peer}: no bundle", "another node is asked, or the source")
+        return answer.body
+
+    def target_of(self, peer: str, piece: Piece, version: str | None) -> HttpTarget:
+        """Return the signed address of a range of a blob at a peer, which says with it what it has of `version`."""
+        path = f"/v1/blobs/sha256/{piece.sha256}" + (f"?pieces={version}" if version else "")
+        return self._target(peer, "GET", path, f"bytes={piece.start}-{piece.end - 1}")
 
     def _get(self, peer: str, path: str, limit_bytes: int) -> Response | None:
         try:

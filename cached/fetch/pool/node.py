@@ -21,13 +21,14 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest
 from cached.contract.program.thread_pool import start_pool
 from cached.fetch.pool.chains import LoneSupply
-from cached.fetch.pool.held_version import HeldVersion, Holders
+from cached.fetch.pool.held_version import BUSY, HeldVersion, Holders
 from cached.fetch.pool.holders import HolderSearch
 from cached.fetch.pool.membership import Membership
 from cached.fetch.pool.version import PoolLink, VersionPool
 from cached.fetch.supply import SupplyMaker
 from cached.peers import bits
 from cached.peers.bits import all_bits
+from cached.peers.bundles import MAX_BUNDLE_BYTES, BadBundle, Bundle, decode_bundle, fill
 from cached.peers.members import MAX_MEMBERS
 from cached.peers.messages import Announce, BadMessage, Reply
 from cached.peers.pieces import PieceMap
@@ -42,6 +43,8 @@ _ASKING = 16  # members asked at once whether they have a version
 _MAX_ASKED = 2 * MAX_MEMBERS  # questions that wait: beyond, a new version is dealt without a survey
 _MAX_SEEDED = 64
 _MAX_CHAINS = 16  # of at most 4 MiB
+_MOST_HOLDERS = 3  # asked in vain for small files, before the source is
+_MOST_RECEIVED = 64 * 1024 * 1024  # of small files, in memory; what is more comes from the source
 
 
 class NodeLink(PoolLink, Protocol):
@@ -49,6 +52,9 @@ class NodeLink(PoolLink, Protocol):
 
     def find_holders(self, digest: Digest) -> tuple[str, ...] | None:
         """Return the members that say they hold a snapshot; None if no tracker answers."""
+
+    def read_bundle(self, peer: str, sha256s: Sequence[str], cancellation: Cancellation) -> bytes:
+        """Return the bundle of those of these small blobs that a node has. Raises `HoldfastError` or `Cancelled`."""
 
     def has_snapshot(self, peer: str, digest: Digest) -> bool:
         """Return whether a node says that it holds a snapshot."""
@@ -177,6 +183,44 @@ class PoolNode:
                 holders.leave(peer)
         return None
 
+    def ask_holders(self, digest: Digest) -> Holders | None:
+        """Return the nodes that hold a snapshot, as the trackers of its manifest say; None if there are none."""
+        if not self._has_key() or not self._membership.list_others():
+            return None
+        found = self._link.find_holders(digest)
+        return Holders(self._link, found) if found else None
+
+    def receive_small(
+        self, holders: Holders, sizes: Mapping[str, int], count_wrong: Callable[[], None], cancellation: Cancellation
+    ) -> dict[str, bytes]:
+        """Return small blobs (`sizes` in bytes by sha256) that other nodes sent, each with the right sha256, at most
+        `_MOST_RECEIVED` bytes of them. `count_wrong` is called for each node that sends others. Raises `Cancelled`."""
+        found: dict[str, bytes] = {}
+        tried: set[str] = set()
+        while len(tried) < _MOST_HOLDERS and sum(map(len, found.values())) + MAX_BUNDLE_BYTES <= _MOST_RECEIVED:
+            missing = [(sha256, size) for sha256, size in sizes.items() if sha256 not in found]
+            peer = holders.pick(tried) if missing else None
+            if peer is None:
+                break
+            wanted = [sha256 for sha256, _ in fill(missing)]
+            try:
+                bundle = decode_bundle(self._link.read_bundle(peer, wanted, cancellation), frozenset(wanted))
+            except HoldfastError as error:
+                _log.info("%d small files from %s: %s", len(wanted), peer, error)
+                bundle = Bundle({}, 0)
+                if error.code not in BUSY:
+                    holders.leave(peer)
+            except BadBundle as error:
+                _log.warning("%s sends no bundle of small files: %s", peer, error)
+                bundle = Bundle({}, 1)
+            found |= bundle.blobs
+            if bundle.wrong:
+                count_wrong()
+                holders.leave(peer)
+            if not bundle.blobs:
+                tried.add(peer)
+        return found
+
     def find_holders(self, digest: Digest) -> tuple[str, ...]:
         """Return members that have the snapshot of a manifest. Raises `TooMany`."""
         if self._closing:
@@ -210,8 +254,9 @@ class PoolNode:
         return reply
 
     def _survey(self, message: Announce) -> None:
-        """Ask all members what they have of a version; deal it once they all answered, or did not. Where so many
-        questions wait that the answers would come too late, nobody is asked: a flood of versions costs no memory."""
+        """Ask all members what they have of a version, but for those that said by then that they fetch it; deal it
+        once they all answered, or did not. Where so many questions wait that the answers would come too late, nobody is
+        asked: a flood of versions costs no memory."""
         members = self._membership.list_all()
         left = len(members)
         with self._lock:
@@ -223,7 +268,8 @@ class PoolNode:
             nonlocal left
             found = None
             try:
-                found = self._link.ask_for_seed(member, message)
+                if not self._trackers.is_fetching(message.version, member):
+                    found = self._link.ask_for_seed(member, message)
             except Exception:  # noqa: BLE001 - the others are asked, and then the origin
                 _log.exception("asking %s for version %s", member, message.version[:12])
             with self._lock:

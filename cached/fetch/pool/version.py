@@ -1,12 +1,13 @@
 """One version's fetch in a pool of nodes: a swarm behind the supplies of its blobs, and the thread that speaks for it.
 
 Law: the swarm decides (`cached/peers`), this carries out. One lock guards the swarm; nothing blocks while it is held.
-The thread announces, asks neighbours what they have, and wakes downloads that had nothing to ask for; it ends with the
-version's fetch. What this node has is served from the moment that it was checked.
+The thread announces, and asks neighbours what they have; it ends with the version's fetch. Whoever brings news wakes
+the downloads that had nothing to ask for. What this node has is served from the moment that it was checked.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import logging
 import random
@@ -28,7 +29,7 @@ from cached.fetch.pool.held_version import BUSY
 from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker, is_whole_piece, piece_around
 from cached.peers import bits, chaining
 from cached.peers.messages import Announce, Reason, Reply
-from cached.peers.pieces import PIECE_BYTES, PieceMap
+from cached.peers.pieces import PIECE_BYTES, Piece, PieceMap
 from cached.peers.swarm import Load, Request, Swarm
 from cached.store import chains
 from cached.transport.target import HttpTarget
@@ -69,8 +70,8 @@ class PoolLink(Protocol):
     def want_digests(self, peer: str, version: str) -> None:
         """Ask a node to tell the sha256 of a version's pieces."""
 
-    def target_of(self, peer: str, sha256: str, start: int, end: int) -> HttpTarget:
-        """Return the signed address of a range of a blob at a peer."""
+    def target_of(self, peer: str, piece: Piece, version: str | None) -> HttpTarget:
+        """Return the signed address of a range of a blob at a peer, which says with it what it has of `version`."""
 
 
 class VersionPool:
@@ -111,6 +112,7 @@ class VersionPool:
         self._users = 1
         self._active_at = self._clock()  # when a tracker last named a node that fetches the version
         self._supplies: dict[str, BlobSupply] = {}
+        self.promised = 0  # pieces that this node is to fetch for others, and has not begun
         self._news = threading.Event()
         self._closing = self._ended = False
         self._sizes = dict(pieces.blobs)
@@ -193,6 +195,7 @@ class VersionPool:
             open_.setdefault(self.pieces.number_at(sha256, segment.start), segment)
         with self._lock:
             request = self._next_request(bits.set_of(open_), is_paused=is_paused)
+            self.promised = self._swarm.find_promised()
             if request is None:
                 return None
             segment = open_[request.piece]
@@ -202,8 +205,7 @@ class VersionPool:
                 return Assignment(segment, None, is_told=True, needs_sha256=step is None)
             digest = self._swarm.digest_of(request.piece)
         assert digest is not None or step is not None
-        assert extent.end is not None
-        target = self._link.target_of(request.peer, sha256, extent.start, extent.end)
+        target = self._link.target_of(request.peer, self.pieces.find(request.piece), self.pieces.key)
         rest_of = None if segment == extent else extent
         return Assignment(segment, PeerPiece(target, digest, request.peer, step, rest_of))
 
@@ -223,15 +225,27 @@ class VersionPool:
 
     def received(self, sha256: str, assignment: Assignment, receipt: Receipt) -> None:
         """Take a piece."""
-        request, size = self._request_of(sha256, assignment), _size(assignment.segment)
+        request, load = self._request_of(sha256, assignment), parse_load(receipt.load)
+        rate = _size(assignment.segment) / max(receipt.seconds, 1e-6)
+        have = self._parse_pieces(receipt.pieces)
         with self._lock:
+            now = self._clock()
             if assignment.piece is not None and assignment.piece.extent is not None:
-                self._swarm.failed(request, None, self._clock())  # other parts of it may still come
+                self._swarm.failed(request, None, now)  # other parts of it may still come
                 return
-            self._swarm.received(request, size / max(receipt.seconds, 1e-6), parse_load(receipt.load), self._clock())
+            self._swarm.received(request, rate, load, now)
             if request.peer is None and receipt.sha256 is not None:
                 self._swarm.vouch(request.piece, receipt.sha256)
-        self._news.set()
+            elif request.peer is not None and have is not None:
+                self._swarm.heard(request.peer, have, load, now)
+        self._tell_news()
+
+    def _parse_pieces(self, text: str) -> int | None:
+        """Return the set of pieces of a `Holdfast-Pieces` header; None if there is none, or it is not one."""
+        try:
+            return bits.decode(base64.b64decode(text, validate=True), self.pieces.count) if text else None
+        except ValueError:
+            return None
 
     def failed(self, sha256: str, assignment: Assignment, error: HoldfastError | None) -> None:
         """Take back a piece, and leave its peer unless that was only busy."""
@@ -242,7 +256,7 @@ class VersionPool:
             if is_contradiction and assignment.piece is not None and assignment.piece.step is not None:
                 reason = self._take_contradiction(sha256, assignment.piece.peer)
             self._swarm.failed(request, reason, self._clock())
-        self._news.set()
+        self._tell_news()
 
     def _take_contradiction(self, sha256: str, peer: str) -> Reason | None:
         """Take back a chain that a peer's piece contradicts; return why the peer is left. Either may be wrong: no node
@@ -286,6 +300,19 @@ class VersionPool:
         with self._lock:
             self._swarm.lose(self.pieces.pieces_of(sha256))
         self._news.set()
+
+    def _tell_news(self) -> None:
+        """Let the thread announce, and downloads try again that had nothing to ask for: a neighbour is free again."""
+        self._news.set()
+        self._wake_idle()
+
+    def _wake_idle(self) -> None:
+        with self._lock:
+            idle = [each for each in self._supplies.values() if each.is_idle]
+        for each in idle:
+            each.is_idle = False
+        for each in idle[:1]:
+            each.wake()  # a worker that finds work wakes the next
 
     def _request_of(self, sha256: str, assignment: Assignment) -> Request:
         peer = None if assignment.piece is None else assignment.piece.peer
@@ -378,6 +405,7 @@ class VersionPool:
         self._meet_holders()
         with self._lock:
             supplies = list(self._supplies.values())
+            has_idle = any(each.is_idle for each in supplies)  # before the announce, which wakes them
             among = self._find_open(supplies)
             now = self._clock()
             self._swarm.zone = self._find_zone()
@@ -386,15 +414,14 @@ class VersionPool:
         if message is not None:
             self._announce(message)
         with self._lock:
-            asked = self._swarm.polls(among, self._clock()) if any(each.is_idle for each in supplies) else []
+            asked = self._swarm.polls(among, self._clock()) if has_idle else []
         for peer in asked:
             if self._closing or self._is_announce_due():  # a silent peer may take seconds
                 break
             self._poll(peer)
         if any(each.is_open for each in supplies):
             self._ask_how_to_check()
-        for supply in supplies:
-            supply.wake_idle()
+        self._wake_idle()
         self._tell_digests()
 
     def _is_announce_due(self) -> bool:
@@ -416,8 +443,10 @@ class VersionPool:
                 self._swarm.announce_failed(message)
             else:
                 self._swarm.take_reply(reply, self._clock())
+                self.promised = self._swarm.find_promised()
                 if reply.active:
                     self._active_at = self._clock()
+        self._wake_idle()
 
     def _poll(self, peer: str) -> None:
         answer = self._link.poll(peer, self.pieces.key, self.pieces.count)
@@ -426,6 +455,7 @@ class VersionPool:
                 self._swarm.leave(peer, Reason.GONE, self._clock())
             else:
                 self._swarm.heard(peer, *answer, self._clock())
+        self._wake_idle()
 
 
 class BlobSupply:
@@ -439,7 +469,8 @@ class BlobSupply:
         self.is_open = False  # a download has asked
         self._pool = pool
         self._size = dict(pool.pieces.blobs)[sha256]
-        self._wake = wake
+        self._pieces = pool.pieces.pieces_of(sha256)
+        self.wake = wake
         self._only_origin = False
         self._origin_from = 0.0
         self.keeps_chain = chaining.is_available()
@@ -456,6 +487,10 @@ class BlobSupply:
     def has_work(self, segments: Sequence[Segment]) -> bool:  # noqa: ARG002 - of any of them
         """Return whether a segment may be asked for."""
         return not self.is_idle
+
+    def is_waited_for(self) -> bool:
+        """Return whether this node is to fetch a piece of the blob for others, and has not begun."""
+        return bool(self._pieces & self._pool.promised)
 
     def received(self, assignment: Assignment, receipt: Receipt) -> None:
         """Tell the swarm of a piece."""
@@ -483,12 +518,6 @@ class BlobSupply:
     def note_chain(self, states: bytes) -> None:
         """Keep the states of sha256 between the blob's pieces."""
         self._pool.note_chain(self.sha256, states)
-
-    def wake_idle(self) -> None:
-        """Let a download that had nothing to ask for try again."""
-        if self.is_idle:
-            self.is_idle = False
-            self._wake()
 
 
 def _hash_range(path: Path, start: int, end: int) -> str | None:

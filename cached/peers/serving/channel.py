@@ -50,6 +50,7 @@ class ClearChannel:
 
     def __init__(self, accepted: socket.socket, stall_s: float) -> None:
         self._socket = accepted
+        self._limit_s = 0.0  # of the next recv(2)
         accepted.settimeout(None)
         accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _pack_seconds(stall_s))
         accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -59,7 +60,9 @@ class ClearChannel:
 
     def receive(self, seconds: float) -> bytes | None:
         """Return some bytes, none at the end of the connection; None where none come in time."""
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _pack_seconds(seconds))
+        if seconds != self._limit_s:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _pack_seconds(seconds))
+            self._limit_s = seconds
         try:
             return self._socket.recv(_RECEIVED_AT_ONCE)
         except BlockingIOError:

@@ -11,7 +11,7 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -20,8 +20,11 @@ from typing import Protocol
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.manifest import MAX_MANIFEST_BYTES
+from cached.peers import bundles
+from cached.store import blobs
 
 CHUNK_BYTES = 4 * 1024 * 1024  # of a range: sent by one call, and asked about as one whether it is in the page cache
+_RECORDS_BYTES = 256 * 1024  # of small blobs: read, then sent
 _NOT_A_BLOB = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _NO_PROBE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
@@ -110,6 +113,28 @@ class Contents:
     def has_snapshot(self, digest: Digest) -> bool:
         """Return whether the snapshot of a manifest is here."""
         return self._layout.public.snapshot(digest).manifest.is_file()
+
+    def find_small(self, sha256s: Iterable[str]) -> list[tuple[str, int]]:
+        """Return those of these blobs that are here and fit in one bundle, with their sizes in bytes."""
+        sizes = ((sha256, blobs.size(self._layout, sha256)) for sha256 in sha256s)
+        return list(bundles.fill((sha256, size) for sha256, size in sizes if size is not None))
+
+    def read_small(self, found: Iterable[tuple[str, int]]) -> Iterator[tuple[bytes, int]]:
+        """Yield the records of a bundle of these blobs, many at a time, and how many bytes of blobs are in them. Raises
+        OSError where one of them is gone. Read, not sent by sendfile(2): for most of them the calls cost more than the
+        copy, and each small write would be a packet."""
+        records, size = bytearray(), 0
+        for blob, length in found:
+            data = self._layout.blob(blob).read_bytes()
+            if len(data) != length:
+                raise OSError(errno.EIO, "the blob has another size now")
+            records += bundles.encode_record(blob, length) + data
+            size += length
+            if len(records) >= _RECORDS_BYTES:
+                yield bytes(records), size
+                records, size = bytearray(), 0
+        if records:
+            yield bytes(records), size
 
     def read_manifest(self, digest: Digest) -> bytes | None:
         """Return the canonical bytes of a snapshot's manifest; None if it is not here, or is not what its name says."""

@@ -7,6 +7,7 @@ it asks for. Past the limit of connections the longest idle one is closed.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import logging
 import re
@@ -14,13 +15,14 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program import limits
+from cached.peers import bundles
 from cached.peers.access import PoolKeys, Refused, SignedRequest, digest_content
 from cached.peers.members import format_address, parse_address
 from cached.peers.messages import (
@@ -42,7 +44,7 @@ from cached.transport.connection.limits import BandwidthLimit
 
 _log = logging.getLogger(__name__)
 
-_BLOB_PATH = re.compile(r"/v1/blobs/sha256/([0-9a-f]{64})")
+_BLOB_PATH = re.compile(r"/v1/blobs/sha256/([0-9a-f]{64})(?:\?pieces=([0-9a-f]{64}))?")
 _ANNOUNCE_PATH = re.compile(r"/v1/announces/([1-9][0-9]{0,4})")  # the port at which the asker serves
 _PIECES_PATH = re.compile(r"/v1/versions/([0-9a-f]{64})/pieces")
 _CHAIN_PATH = re.compile(r"/v1/versions/([0-9a-f]{64})/chain")
@@ -53,6 +55,7 @@ _HOLDERS_PATH = re.compile(r"/v1/holders/sha256/([0-9a-f]{64})")
 _NUMBERS = re.compile(r"\d+")
 _REMEMBERED = 1024  # hosts that were refused
 _BACKLOG = 256
+_PAUSE_S = 1.0  # after a connection that could not be accepted
 _LEAST_RATE, _LEAST_RATE_AFTER_S = 256 * 1024, 10.0  # of a reader, not counting our own limit
 _REASONS = {
     200: "OK",
@@ -91,7 +94,8 @@ class ServingMetrics(Protocol):
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
     """`uploads` at once, `queue` more may wait for `wait_s`; `rate` in bytes a second in all (None: no limit);
-    a peer that takes no byte for `stall_s` is dropped. At most so many `connections`, each idle for `idle_s` at most; a
+    a peer that takes no byte for `stall_s` is dropped. At most so many `connections`, each idle for `idle_s` at most, a
+    thread of 45 KiB each: nodes that announce to a tracker each second keep theirs, else each announce is a new one. A
     head takes `head_s` at most."""
 
     uploads: int = 12
@@ -99,7 +103,7 @@ class ServerSettings:
     wait_s: float = 2.0
     rate: int | None = None
     stall_s: float = 2.0
-    connections: int = 256
+    connections: int = 1024
     idle_s: float = 60.0
     head_s: float = 5.0
 
@@ -131,6 +135,7 @@ class PeerServer:
         self._uploads = Uploads[threading.Event](settings.uploads, settings.queue)
         self._connections: dict[_Connection, None] = {}
         self._closing = Cancellation()
+        self._ended = threading.Event()
         self._listener: socket.socket | None = None
         self._acceptor: threading.Thread | None = None
 
@@ -154,6 +159,7 @@ class PeerServer:
     def close(self) -> None:
         """Close the port and all connections, and wait for their threads."""
         self._closing.cancel()
+        self._ended.set()
         if self._listener is not None:
             with contextlib.suppress(OSError):
                 self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(2); close(2) alone does not
@@ -176,7 +182,7 @@ class PeerServer:
                     return
                 reason = limits.find_limit_error(error, "accepting a peer")
                 _log.warning("%s", reason or f"accepting a peer: {error.strerror or error}")
-                time.sleep(1.0)
+                self._ended.wait(_PAUSE_S)
                 continue
             self._begin(accepted, address[0])
 
@@ -222,7 +228,7 @@ class PeerServer:
                 if body is None:
                     return
                 self._answer(connection, request, body)
-        except BadRequest as error:
+        except (BadRequest, bundles.BadBundle) as error:
             self._refusals.log(connection.peer, str(error))
             self._refuse(connection, 400, str(error))
         except (OSError, Cancelled) as error:  # the peer, or the disk: the peer asks another node
@@ -267,10 +273,12 @@ class PeerServer:
             self._answer_announce(connection, int(port[1]), body)
         elif request.method == "POST" and request.path == "/v1/seeds":
             self._answer_seed(connection, body)
+        elif request.method == "POST" and request.path == "/v1/blobs":
+            self._answer_bundle(connection, bundles.decode_wanted(body))
         elif request.method == "POST":
             self._refuse(connection, 404, "no such resource")
         elif blob is not None:
-            self._answer_blob(connection, blob[1], *request.parse_range())
+            self._answer_blob(connection, blob, *request.parse_range())
         elif version is not None:
             self._answer_bytes(connection, self._contents.list_have(version[1]))
         elif manifest is not None:
@@ -299,9 +307,7 @@ class PeerServer:
             self._refusals.log(connection.peer, str(error))
             self._refuse(connection, 400, str(error))
         else:
-            data = encode_reply(reply)
-            self._send_head(connection, 200, len(data))
-            connection.channel.send(data)
+            self._send(connection, 200, encode_reply(reply))
 
     def _answer_seed(self, connection: _Connection, body: bytes) -> None:
         try:
@@ -321,11 +327,11 @@ class PeerServer:
         if data is None:
             self._refuse(connection, 404, "not here")
         else:
-            self._send_head(connection, 200, len(data))
-            connection.channel.send(data)
+            self._send(connection, 200, data)
 
-    def _answer_blob(self, connection: _Connection, blob: str, start: int, end: int) -> None:
-        with self._contents.open_range(blob, start, end) as opened:
+    def _answer_blob(self, connection: _Connection, path: re.Match[str], start: int, end: int) -> None:
+        """Send a range of a blob; where the path names a version, say which of its pieces are here."""
+        with self._contents.open_range(path[1], start, end) as opened:
             if opened is None:
                 self._refuse(connection, 404, "not here")
                 return
@@ -333,9 +339,29 @@ class PeerServer:
                 self._refuse(connection, 503, "busy: ask another node")
                 return
             try:
-                self._send_range(connection, opened)
+                self._send_range(connection, opened, None if path[2] is None else self._contents.list_have(path[2]))
             finally:
                 self._end_turn(connection.peer)
+
+    def _answer_bundle(self, connection: _Connection, sha256s: Sequence[str]) -> None:
+        """Send those of these small blobs that are here, in one answer."""
+        found = self._contents.find_small(sha256s)
+        if not self._wait_for_turn(connection.peer):
+            self._refuse(connection, 503, "busy: ask another node")
+            return
+        sent, sending_s = 0, 0.0
+        try:
+            self._send_head(connection, 200, sum(bundles.RECORD_BYTES + size for _, size in found))
+            for records, size in self._contents.read_small(found):
+                self._limit.take(size, self._closing)
+                began = time.monotonic()
+                connection.channel.send(records)
+                sending_s += time.monotonic() - began
+                sent += size
+                _check_pace(sent, sending_s)
+        finally:
+            self._metrics.sent(sent)
+            self._end_turn(connection.peer)
 
     def _wait_for_turn(self, peer: str) -> bool:
         """Wait until this peer may be served; return False if that takes too long."""
@@ -355,10 +381,12 @@ class PeerServer:
         if following is not None:
             following.set()
 
-    def _send_range(self, connection: _Connection, opened: OpenRange) -> None:
+    def _send_range(self, connection: _Connection, opened: OpenRange, have: bytes | None) -> None:
         manners = PageCacheManners(opened)
-        extent = f"bytes {opened.start}-{opened.end - 1}/{opened.size}"
-        self._send_head(connection, 206, opened.end - opened.start, ("Content-Range", extent))
+        more = [("Content-Range", f"bytes {opened.start}-{opened.end - 1}/{opened.size}")]
+        if have is not None:
+            more.append(("Holdfast-Pieces", base64.b64encode(have).decode("ascii")))
+        self._send_head(connection, 206, opened.end - opened.start, *more)
         sent, sending_s = 0, 0.0
         try:
             while (offset := opened.start + sent) < opened.end:
@@ -368,8 +396,7 @@ class PeerServer:
                 connection.channel.send_chunk(opened, offset, length)
                 sending_s += time.monotonic() - began
                 sent += length
-                if sending_s > _LEAST_RATE_AFTER_S and sent < _LEAST_RATE * sending_s:
-                    raise TimeoutError(f"reads less than {_LEAST_RATE} bytes a second")
+                _check_pace(sent, sending_s)
         finally:
             self._metrics.sent(sent)
             manners.drop_behind()
@@ -378,15 +405,28 @@ class PeerServer:
         self._metrics.refused(status)
         data = text.encode() + b"\n"
         with contextlib.suppress(OSError):
-            self._send_head(connection, status, len(data))
-            connection.channel.send(data)
+            self._send(connection, status, data)
+
+    def _send(self, connection: _Connection, status: int, data: bytes) -> None:
+        """Send a whole answer by one call."""
+        connection.channel.send(self._make_head(status, len(data)) + data)
 
     def _send_head(self, connection: _Connection, status: int, length: int, *more: tuple[str, str]) -> None:
+        head = self._make_head(status, length, *more)
+        connection.channel.send(head, is_more_to_come=length > 0)
+
+    def _make_head(self, status: int, length: int, *more: tuple[str, str]) -> bytes:
         with self._lock:
             serving, waiting = self._uploads.serving, self._uploads.waiting
         headers = (("Content-Length", str(length)), ("Holdfast-Load", f"{serving},{waiting}"), *more)
         lines = [f"HTTP/1.1 {status} {_REASONS[status]}", *(f"{name}: {value}" for name, value in headers), "", ""]
-        connection.channel.send("\r\n".join(lines).encode("ascii"), is_more_to_come=status == 206)
+        return "\r\n".join(lines).encode("ascii")
+
+
+def _check_pace(sent: int, sending_s: float) -> None:
+    """Raise TimeoutError for a client that reads too slowly."""
+    if sending_s > _LEAST_RATE_AFTER_S and sent < _LEAST_RATE * sending_s:
+        raise TimeoutError(f"reads less than {_LEAST_RATE} bytes a second")
 
 
 class _Connection:

@@ -20,7 +20,7 @@ _KEYS = {
     *("model", "version", "state", "digest", "pinned", "source", "bytes_total", "bytes_done"),
     *("rate_bytes_per_s", "eta_s", "since", "updated", "error", "held", "stale", "refused_pins"),
     "refused_namespaces",
-    *("findings", "left_out", "trust"),
+    *("findings", "left_out", "trust", "bytes_from_peers"),
 }
 _SIZE = 24_000_000
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")

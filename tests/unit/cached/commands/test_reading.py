@@ -199,6 +199,17 @@ def test_status_shows_heartbeat_disk_and_progress(layout: Layout, capsys: pytest
     assert "1.0 KiB of 4.0 KiB (25 %), 1.0 KiB/s, 3s left" in out
 
 
+def test_status_shows_what_comes_from_other_nodes(layout: Layout, capsys: pytest.CaptureFixture[str]) -> None:
+    """`status` shows, while a version comes, how much of it other nodes sent, as text and as JSON."""
+    write_heartbeat(layout, time.time())
+    coming = model_status(BASE, State.FETCHING, bytes_total=4096, bytes_done=1024, bytes_from_peers=768)
+    write_status(layout, coming)
+    assert status.main(["--root", str(layout.root)]) == 0
+    assert "1.0 KiB of 4.0 KiB (25 %), 75 % of it from other nodes" in capsys.readouterr().out
+    assert status.main(["--root", str(layout.root), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["models"][0]["bytes_from_peers"] == 768
+
+
 def test_status_tells_who_waits_and_how_long(
     layout: Layout, control: ControlServer, capsys: pytest.CaptureFixture[str]
 ) -> None:

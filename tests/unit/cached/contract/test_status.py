@@ -47,7 +47,7 @@ def test_the_keys_of_the_design() -> None:
     assert list(STATUS.document()) == [
         *("model", "version", "state", "digest", "pinned", "source", "bytes_total", "bytes_done"),
         *("rate_bytes_per_s", "eta_s", "since", "updated", "error", "held", "stale", "refused_pins"),
-        "refused_namespaces",
+        *("refused_namespaces", "bytes_from_peers"),
         *("findings", "left_out", "trust"),
     ]
     assert [state.value for state in State] == [

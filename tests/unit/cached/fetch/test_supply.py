@@ -24,6 +24,7 @@ from cached.fetch.pool.held_version import Holders
 from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker, is_whole_piece, piece_around
 from cached.peers.access import PoolKeys, SignedRequest
 from cached.peers.chaining import ChainHasher, step_at
+from cached.peers.pieces import Piece
 from cached.peers.serving.contents import Contents, NoPartials
 from cached.peers.serving.server import PeerServer, ServerSettings
 from cached.store.ingest import Ingest
@@ -115,6 +116,9 @@ class Pool:
 
     def lose(self) -> None:
         self.losses += 1
+
+    def is_waited_for(self) -> bool:
+        return False
 
     def distrust(self) -> None:
         self.distrusted = True
@@ -438,7 +442,7 @@ def small_supply(*peers: HostileOrigin) -> SupplyMaker:
     """The supply of a small blob at these nodes."""
 
     class Addresses:
-        def target_of(self, peer: str, sha256: str, start: int, end: int) -> HttpTarget:
+        def target_of(self, peer: str, piece: Piece, version: str | None) -> HttpTarget:
             return HttpTarget(f"http://{peer}/p")
 
     found = Holders(Addresses(), [each.url("").removeprefix("http://") for each in peers]).make_supply_of(

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from cached.contract.errors import HoldfastError
 from cached.fetch import at_work, workers
+from cached.fetch.attempt import Segment
+from cached.fetch.supply import Assignment, OriginSupply
 from cached.transport.connection.cancel import Cancelled
 from tests.support.fetching import (
     DEADLINE_S,
@@ -23,6 +26,7 @@ from tests.support.fetching import (
     open_engine,
     ranges_of,
     spec_of,
+    spec_of_size,
 )
 from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import Status
@@ -213,3 +217,27 @@ def test_an_unforeseen_error_ends_its_flight_alone(tmp_path: Path, origin: Hosti
         assert isinstance(error, HoldfastError)
         assert (error.code, error.permanent) == ("internal", True)
         check_committed(engine.layout, data, engine.fetch(spec_of(data), http(origin.url("/f"))))
+
+
+def test_blobs_that_wait_for_other_nodes_keep_none_from_the_workers(tmp_path: Path, origin: HostileOrigin) -> None:
+    """However many blobs are open whose supply has nothing to ask for, the next blob is begun."""
+
+    class Nothing(OriginSupply):
+        def choose(self, segments: Sequence[Segment]) -> Assignment | None:
+            return None
+
+        def has_work(self, segments: Sequence[Segment]) -> bool:
+            return False
+
+    data = noise()
+    origin.put("/f", data, etag='"v1"')
+    with open_engine(tmp_path / "root", 2) as engine:
+        waiting = [
+            engine.launch(spec_of_size(f"{n:064x}", 2 * MIB), http(origin.url("/none")), 0, None, lambda _: Nothing())
+            for n in range(workers.MAX_OPEN + 2)
+        ]
+        download = engine.launch(spec_of(data), http(origin.url("/f")))
+        check_committed(engine.layout, data, download.result.result(DEADLINE_S))
+        assert not any(each.result.done() for each in waiting)
+        for each in waiting:
+            each.cancel()

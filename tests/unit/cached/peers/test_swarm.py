@@ -68,12 +68,12 @@ def test_a_peer_is_asked_only_for_what_can_be_checked() -> None:
     assert swarm.digest_of(6) is None
 
 
-def test_the_shortest_queue_is_joined() -> None:
-    """Of several neighbours the one is asked at which the fewest requests wait."""
+def test_the_least_busy_neighbour_is_asked() -> None:
+    """Of several neighbours the one is asked at which the fewest requests are served and wait."""
     swarm = make_swarm()
     answer(swarm, neighbours=tuple(P[1:5]))
     for n, peer in enumerate(P[1:5]):
-        swarm.heard(peer, ALL, Load(8, 9 - n), 0.0)
+        swarm.heard(peer, ALL, Load(9 - n, n // 2), 0.0)
     request = swarm.next_request(ALL, 0.0)
     assert request is not None
     assert request.peer == P[4]

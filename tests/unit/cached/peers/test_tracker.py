@@ -102,7 +102,7 @@ def count_at_once(pool: Pool, second_a_piece: float) -> int:
 
 def test_an_origin_is_asked_for_more_at_once_while_that_helps() -> None:
     """The pool begins with 16 pieces at once: an origin that sends them no quicker when it is asked for more has no
-    more than 32, one that does has 64."""
+    more than 32, one that does has 128."""
     pool = Pool(4000)
     assert sum(len(pool.say(node, 0.0).grants) for node in range(40)) == 16
     assert count_at_once(Pool(4000), 0.2) <= 32
@@ -112,7 +112,7 @@ def test_an_origin_is_asked_for_more_at_once_while_that_helps() -> None:
         for node in range(40):
             pool.finish(node)
         now += 1.0
-    assert most == 64
+    assert most == 128
 
 
 def test_a_node_is_told_that_others_fetch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from cached.fetch.pool.membership import Membership, Place
 from cached.fetch.pool.node import PoolNode
 from cached.peers.bits import all_bits
 from cached.peers.messages import Announce, Reply
-from cached.peers.pieces import PIECE_BYTES, PieceMap
+from cached.peers.pieces import PIECE_BYTES, Piece, PieceMap
 from cached.peers.swarm import Load
 from cached.transport.client import Response
 from cached.transport.connection.cancel import Cancellation
@@ -66,8 +67,11 @@ class Link:
     def read_manifest(self, peer: str, digest: Digest, cancellation: Cancellation) -> Response:
         raise Transient("unreachable", f"no manifest from {peer}", "ask another")
 
-    def target_of(self, peer: str, sha256: str, start: int, end: int) -> HttpTarget:
-        return HttpTarget(f"http://{peer}/{sha256}")
+    def read_bundle(self, peer: str, sha256s: Sequence[str], cancellation: Cancellation) -> bytes:
+        raise Transient("unreachable", f"no bundle from {peer}", "ask another")
+
+    def target_of(self, peer: str, piece: Piece, version: str | None) -> HttpTarget:
+        return HttpTarget(f"http://{peer}/{piece.sha256}")
 
 
 def test_a_flood_of_versions_asks_a_bounded_number_of_members(tmp_path: Path) -> None:
@@ -105,7 +109,7 @@ def test_a_version_that_all_left_is_asked_about_again(tmp_path: Path) -> None:
     try:
         for times, now in ((1, 100.0), (1, 101.0), (2, 160.0), (2, 161.0)):
             node.announce("10.0.0.1:9402", message, now)
-            link.wait_asked(2 * times)
+            link.wait_asked(times)  # the other one
     finally:
         membership.close()
         node.close()
@@ -167,3 +171,27 @@ def test_a_tracker_knows_the_chain_that_a_seed_told(tmp_path: Path) -> None:
     finally:
         membership.close()
         node.close()
+
+
+def test_a_node_that_announces_is_not_asked(tmp_path: Path) -> None:
+    """Whoever has announced a version by the time that its turn comes is not asked whether it has the version: when a
+    thousand nodes begin together, nothing is dealt before the last one is asked."""
+    link = Link()
+    count = 200
+    places = [Place(f"10.0.0.{n}", 9402) for n in range(count)]
+    membership = Membership(places, 1, lambda host, port: [f"{host}:{port}"])
+    membership.start()
+    node = PoolNode(Layout(tmp_path), str, membership, link, lambda: True, lambda: None)
+    pieces = PieceMap([("a" * 64, 1 << 20)])
+    message = Announce(pieces.key, 1, "", 0, 1, blobs=pieces.blobs)
+    try:
+        for n in range(count):
+            node.announce(f"10.0.0.{n}:9402", message, n / 1000)
+        link.let_go.set()
+        late = (f"10.{n >> 8}.{n & 255}.9:9402" for n in range(256, 4000))
+        eventually(lambda: node.announce(next(late), message, 1.0).grants)
+    finally:
+        link.let_go.set()
+        membership.close()
+        node.close()
+    assert link.asked <= 32

@@ -18,8 +18,8 @@ from cached.fetch.attempt import Segment
 from cached.fetch.pool.version import BlobSupply, VersionPool, parse_load
 from cached.fetch.supply import Assignment, Receipt
 from cached.peers.chaining import step_at
-from cached.peers.messages import Announce, Reason, Reply
-from cached.peers.pieces import PIECE_BYTES, PieceMap
+from cached.peers.messages import Announce, PieceDigest, Reason, Reply
+from cached.peers.pieces import PIECE_BYTES, Piece, PieceMap
 from cached.peers.swarm import Load
 from cached.transport.target import HttpTarget
 from tests.support.fetching import eventually
@@ -62,8 +62,8 @@ class Link:
     def want_digests(self, peer: str, version: str) -> None:
         self.wanted.append(peer)
 
-    def target_of(self, peer: str, sha256: str, start: int, end: int) -> HttpTarget:
-        return HttpTarget(f"http://{peer}/{sha256}")
+    def target_of(self, peer: str, piece: Piece, version: str | None) -> HttpTarget:
+        return HttpTarget(f"http://{peer}/{piece.sha256}")
 
 
 @contextmanager
@@ -284,3 +284,48 @@ def test_a_committed_blobs_chain_is_kept(tmp_path: Path) -> None:
         assert not any(each.digests for each in link.announces)
         pool.want_digests()
         eventually(lambda: any(each.digests for each in link.announces))
+
+
+def test_a_piece_comes_with_what_else_its_peer_has(tmp_path: Path) -> None:
+    """What a peer says beside a piece that it has of the version is asked of it next, without a question between; what
+    is no set of the version's pieces says nothing."""
+
+    class OfPeers(Link):
+        def announce(self, message: Announce) -> Reply | None:
+            digests = (PieceDigest(0, "0" * 64), PieceDigest(1, "1" * 64))
+            return Reply((), (), ("10.0.0.1:9402",), digests, "ab", 2, active=True)
+
+        def poll(self, peer: str, version: str, pieces: int) -> tuple[int, Load] | None:
+            self.polls += 1
+            return (1, Load()) if self.polls == 1 else (0, Load())
+
+        polls = 0
+
+    for said, is_known in (("Aw==", True), ("Bw==", False), ("Aw", False), ("AwA=", False), ("", False)):
+        with version_pool(tmp_path, OfPeers()) as (pool, _):
+            supply, woken = open_supply(pool)
+            assignment = supply.choose((FIRST, LAST))
+            while assignment is None:
+                assert woken.wait(60)
+                woken.clear()
+                assignment = supply.choose((FIRST, LAST))
+            assert assignment.segment == FIRST
+            supply.received(assignment, Receipt("0" * 64, 1.0, "1,0", said))
+            following = supply.choose((LAST,))
+            assert (following is not None) is is_known, said
+
+
+def test_a_grant_is_what_others_wait_for(tmp_path: Path) -> None:
+    """A blob with a granted piece that is not begun comes before others: the rest of the pool waits for that piece."""
+    link = Link()
+    link.answers = False
+    with version_pool(tmp_path, link) as (pool, _):
+        supply, _ = open_supply(pool)
+        assert not supply.is_waited_for()
+        assert supply.choose((FIRST, LAST)) is None
+        link.answers = True
+        eventually(supply.is_waited_for)
+        for piece in (FIRST, LAST):
+            assert supply.is_waited_for()
+            assert supply.choose((piece,)) is not None
+        assert not supply.is_waited_for()

@@ -19,6 +19,7 @@ import pytest
 
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
+from cached.contract.layout import Layout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.peers.access import WINDOW_S, PoolKeys, SignedRequest
 from cached.peers.messages import Announce, decode_holders, decode_reply, encode_announce
@@ -55,6 +56,27 @@ def test_a_range_of_a_committed_blob_is_sent(start: Start, first: int, last: int
     assert response.headers["Content-Range"] == f"bytes {first}-{first + len(expected) - 1}/{len(DATA)}"
     assert response.body == expected
     eventually(lambda: node.metrics.sent_bytes == len(expected))  # it is counted after the last byte
+
+
+def test_a_range_comes_with_the_pieces_of_the_version_that_is_named(tmp_path: Path) -> None:
+    """With a range the asker is told what this node has of the version that the signed path names; without a name, or
+    of a version that is not fetched here, it is told nothing."""
+
+    class OfOneVersion(NoPartials):
+        def list_have(self, version: str) -> bytes | None:
+            return b"\x05" if version == "e" * 64 else None
+
+    layout = Layout(tmp_path)
+    server = PeerServer(Contents(layout, OfOneVersion()), Tracking(), lambda: KEYS, ServerSettings(), Counted())
+    node = Node(layout, server.open(("127.0.0.1", 0)), Counted())
+    try:
+        path = blob_path(node.add_blob(b"abc"))
+        for query, told in (("?pieces=" + "e" * 64, "BQ=="), ("?pieces=" + "f" * 64, None), ("", None)):
+            answer = node.get(path + query, "bytes=0-2")
+            assert (answer.status, answer.body, answer.headers.get("Holdfast-Pieces")) == (206, b"abc", told)
+        assert node.get(f"{path}?pieces=x", "bytes=0-2").status == 404
+    finally:
+        server.close()
 
 
 def test_one_connection_serves_many_ranges(start: Start) -> None:
