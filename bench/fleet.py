@@ -26,9 +26,9 @@ from cached.fetch.workers import DEFAULT_CONNECTIONS, MAX_OPEN, MAX_PARKED, PEER
 from cached.peers.messages import Reason, Reply, decode_announce, decode_reply, encode_announce, encode_reply
 from cached.peers.pieces import PIECE_BYTES, PieceMap
 from cached.peers.serving.server import ServerSettings
-from cached.peers.swarm import SEED_S, Load, Request, Swarm
+from cached.peers.swarm import SEED_S, Load, PieceRequest, Swarm
 from cached.peers.tracker import SURVEY_S, Tracker
-from cached.peers.uploads import Uploads, Verdict
+from cached.peers.uploads import Uploads, UploadVerdict
 
 _SERVING = ServerSettings()
 _SLOTS, _QUEUE, _WAIT_S = _SERVING.uploads, _SERVING.queue, _SERVING.wait_s
@@ -81,7 +81,7 @@ class Outcome:
 
 @dataclass(slots=True, eq=False)
 class _Transfer:
-    request: Request
+    request: PieceRequest
     receiver: _Node
     sender: _Node | None
     blob: _Blob
@@ -331,11 +331,11 @@ class Simulation:
             self._at(_CONNECT_S, self._fail, transfer)
             return
         verdict = peer.uploads.ask(node.address, transfer)
-        if verdict is Verdict.REFUSE:
+        if verdict is UploadVerdict.REFUSE:
             self._at(_REQUEST_S, self._refuse, transfer)
             return
         peer.running.add(transfer)
-        if verdict is Verdict.SERVE:
+        if verdict is UploadVerdict.SERVE:
             self._start(transfer)
         else:
             self._at(_WAIT_S, self._end_wait, transfer)

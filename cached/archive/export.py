@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from cached.archive.format import EXPORT_NAME, ExportRecord, compute_size, count_padding, make_end, make_header
-from cached.archive.output import STANDARD, Output, open_output
+from cached.archive.output import STANDARD, ArchiveOutput, open_output
 from cached.commands.shared.common import command_parser, get_public_tree, parse_reference, report_errors
 from cached.commands.shared.tree import get_snapshot
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
@@ -72,7 +72,7 @@ def _export(ref: ModelRef, snapshot: SnapshotLayout, target: str) -> Manifest:
     return manifest
 
 
-def _write(ref: ModelRef, snapshot: SnapshotLayout, manifest: Manifest, output: Output) -> None:
+def _write(ref: ModelRef, snapshot: SnapshotLayout, manifest: Manifest, output: ArchiveOutput) -> None:
     record = ExportRecord(ref, manifest.digest).encode()
     for path, data in ((MANIFEST_NAME, manifest.canonical()), (EXPORT_NAME, record)):
         output.write(make_header(path, len(data)) + data + bytes(count_padding(len(data))))
@@ -86,7 +86,7 @@ def _write(ref: ModelRef, snapshot: SnapshotLayout, manifest: Manifest, output: 
 
 
 def _write_file(
-    snapshot: SnapshotLayout, entry: FileEntry, output: Output, buffer: memoryview, progress: ByteProgress
+    snapshot: SnapshotLayout, entry: FileEntry, output: ArchiveOutput, buffer: memoryview, progress: ByteProgress
 ) -> None:
     """Write the bytes of a file; raises `DigestMismatch` after the last one if they are not the manifest's."""
     sha256, left = hashlib.sha256(), entry.size

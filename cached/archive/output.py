@@ -20,7 +20,7 @@ STANDARD = "-"
 _NO_NAMELESS = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT, errno.ENOSYS})  # open(2)
 
 
-class Output:
+class ArchiveOutput:
     """A destination of bytes: `write` them all, in order."""
 
     def __init__(self, descriptor: int, name: str) -> None:
@@ -41,11 +41,11 @@ class Output:
 
 
 @contextlib.contextmanager
-def open_output(target: str, size: int) -> Iterator[Output]:
+def open_output(target: str, size: int) -> Iterator[ArchiveOutput]:
     """Yield the output for `target`, a path or `-`; at the end of the block the file gets its name. After an error in
     the block nothing of it stays. `size`: the bytes to be written. Raises `HoldfastError`."""
     if target == STANDARD:
-        yield Output(1, "standard output")
+        yield ArchiveOutput(1, "standard output")
         return
     path = Path(os.path.abspath(target))
     try:
@@ -58,10 +58,10 @@ def open_output(target: str, size: int) -> Iterator[Output]:
         )
     if kind not in (0, stat.S_IFREG):
         with _opened(path) as descriptor:
-            yield Output(descriptor, str(path))
+            yield ArchiveOutput(descriptor, str(path))
         return
     with _replacing(path, size) as descriptor:
-        yield Output(descriptor, str(path))
+        yield ArchiveOutput(descriptor, str(path))
 
 
 @contextlib.contextmanager

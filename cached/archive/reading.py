@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 from cached.archive.format import EXPORT_NAME, MAX_RECORD_BYTES, ExportRecord, bad_archive
-from cached.contract.archive.tar import Entry, EntryKind, read_entries
+from cached.contract.archive.tar import EntryKind, TarEntry, read_entries
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, RESERVED, FileEntry, Manifest
 
@@ -48,7 +48,7 @@ class Archive:
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._entries = self._read_entries()
         self._end: int | None = None
-        self._ahead: Entry | None = None  # read for the record, and a file
+        self._ahead: TarEntry | None = None  # read for the record, and a file
         self.record: ExportRecord | None = None
         self.manifest = self._read_manifest()
         self.digest = self.manifest.digest
@@ -102,10 +102,10 @@ class Archive:
 
     # --- the parts -------------------------------------------------------------------------------------------------
 
-    def _read_entries(self) -> Generator[Entry, None, None]:
+    def _read_entries(self) -> Generator[TarEntry, None, None]:
         self._end = yield from read_entries(self._read_at, None, self._where, _MAX_ENTRIES)
 
-    def _next(self) -> Entry | None:
+    def _next(self) -> TarEntry | None:
         if self._ahead is not None:
             entry, self._ahead = self._ahead, None
             return entry
@@ -156,7 +156,7 @@ class Archive:
                 "the archive was changed: copy it again, or export it again with `holdfast export`",
             )
 
-    def _judge(self, entry: Entry, expected: dict[str, FileEntry], seen: set[str]) -> FileEntry | None:
+    def _judge(self, entry: TarEntry, expected: dict[str, FileEntry], seen: set[str]) -> FileEntry | None:
         """Return the manifest's file that an entry is, None for what is no part of the version."""
         if entry.kind is EntryKind.FOLDER or (entry.kind is EntryKind.FILE and entry.path.startswith(f"{RESERVED}/")):
             return None
@@ -175,7 +175,7 @@ class Archive:
 
     # --- the bytes -------------------------------------------------------------------------------------------------
 
-    def _read_whole(self, entry: Entry) -> bytes:
+    def _read_whole(self, entry: TarEntry) -> bytes:
         data = self._read_at(entry.start, entry.size)
         if len(data) < entry.size:
             raise self._cut()

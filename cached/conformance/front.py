@@ -15,11 +15,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 _HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "content-length", "server", "date"})
-Choose = Callable[["Request"], bool]
+Choose = Callable[["ProxiedRequest"], bool]
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class ProxiedRequest:
     """A request that came. Header names in lower case."""
 
     method: str
@@ -31,10 +31,10 @@ class Request:
 class _Fault:
     choose: Choose
     times: int | None
-    apply: Callable[[_Handler, Request], bool]
+    apply: Callable[[_Handler, ProxiedRequest], bool]
 
 
-def anything(_request: Request) -> bool:
+def anything(_request: ProxiedRequest) -> bool:
     """Choose every request."""
     return True
 
@@ -48,8 +48,8 @@ class Front:
     upstream: str
     url: str = ""
     rewrite: Callable[[str], str] = str
-    alter: Callable[[Request, dict[str, str], bytes], bytes] = lambda _request, _headers, body: body
-    seen: list[Request] = field(default_factory=list)
+    alter: Callable[[ProxiedRequest, dict[str, str], bytes], bytes] = lambda _request, _headers, body: body
+    seen: list[ProxiedRequest] = field(default_factory=list)
     _faults: list[_Fault] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -64,7 +64,7 @@ class Front:
     ) -> None:
         """Answer `times` of the chosen requests (None: all) in place of the service."""
 
-        def apply(handler: _Handler, _request: Request) -> bool:
+        def apply(handler: _Handler, _request: ProxiedRequest) -> bool:
             handler.reply(status, headers or {}, body)
             return True
 
@@ -73,7 +73,7 @@ class Front:
     def cut(self, at: int, *, times: int | None = 1, choose: Choose = anything) -> None:
         """Close the connection of `times` of the chosen requests after `at` bytes of the service's body."""
 
-        def apply(handler: _Handler, request: Request) -> bool:
+        def apply(handler: _Handler, request: ProxiedRequest) -> bool:
             handler.pass_on(request, cut_at=at)
             return True
 
@@ -83,7 +83,7 @@ class Front:
         """Call `call` before the next chosen request, once, after `skip` others have passed."""
         left = [skip]
 
-        def apply(_handler: _Handler, _request: Request) -> bool:
+        def apply(_handler: _Handler, _request: ProxiedRequest) -> bool:
             left[0] -= 1
             if left[0] == -1:
                 call()
@@ -96,7 +96,7 @@ class Front:
         with self._lock:
             self._faults.clear()
 
-    def handle(self, handler: _Handler, request: Request) -> None:
+    def handle(self, handler: _Handler, request: ProxiedRequest) -> None:
         with self._lock:
             self.seen.append(request)
             due = [fault for fault in self._faults if fault.times != 0 and fault.choose(request)]
@@ -121,7 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         self._body = self.rfile.read(length) if length else b""
         headers = {name.lower(): value for name, value in self.headers.items()}
-        self._front.handle(self, Request(self.command, self.path, headers))
+        self._front.handle(self, ProxiedRequest(self.command, self.path, headers))
 
     do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_GET
 
@@ -135,7 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def pass_on(self, request: Request, cut_at: int | None = None) -> None:
+    def pass_on(self, request: ProxiedRequest, cut_at: int | None = None) -> None:
         """Answer as the service does; `cut_at`: no further than so many bytes of the body."""
         upstream = urlsplit(self._front.upstream)
         connection = http.client.HTTPConnection(upstream.hostname or "", upstream.port, timeout=60)
@@ -162,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-class _Server(ThreadingHTTPServer):
+class _ProxyServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -173,7 +173,7 @@ class _Server(ThreadingHTTPServer):
 def front_of(upstream: str) -> Iterator[Front]:
     """Stand before `upstream` (`http://host:port`, perhaps with a path) until the end of the block."""
     front = Front(upstream)
-    with _Server(("127.0.0.1", 0), lambda *arguments: _Handler(front, *arguments)) as server:
+    with _ProxyServer(("127.0.0.1", 0), lambda *arguments: _Handler(front, *arguments)) as server:
         front.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

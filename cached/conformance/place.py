@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from cached.conformance.front import Front, Request
+from cached.conformance.front import Front, ProxiedRequest
 from cached.contract.trust import Trust
 from cached.sources.base import Source
 
@@ -57,7 +57,7 @@ class Place(Protocol):
     def expire(self) -> None:
         """End the credentials or addresses that the source has now; new ones are given."""
 
-    def is_bytes(self, request: Request) -> bool:
+    def is_bytes(self, request: ProxiedRequest) -> bool:
         """Return whether a request asks for the bytes of a file of weights, and not for a listing or a token."""
 
 

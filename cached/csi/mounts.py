@@ -57,18 +57,18 @@ class MountEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class VolumeContent:
     """What a volume shows: the snapshot itself, or a tree with the names of `models`. `digests`: all its snapshots."""
 
     digests: frozenset[Digest]
     models: Mapping[ModelRef, Digest] | None
 
     @classmethod
-    def of_snapshot(cls, digest: Digest) -> Content:
+    def of_snapshot(cls, digest: Digest) -> VolumeContent:
         return cls(frozenset({digest}), None)
 
     @classmethod
-    def of_tree(cls, models: Mapping[ModelRef, Digest]) -> Content:
+    def of_tree(cls, models: Mapping[ModelRef, Digest]) -> VolumeContent:
         return cls(frozenset(models.values()), dict(models))
 
 
@@ -91,7 +91,7 @@ class Mounter:
             for left in self._staging.iterdir():
                 left.rmdir()
 
-    def mount(self, content: Content, target: Path) -> None:
+    def mount(self, content: VolumeContent, target: Path) -> None:
         """Mount `content` at `target`, whose parent exists. Raises `HoldfastError`, with nothing mounted."""
         with _errors(f"mounting {target}"), self._staged() as stage:
             if content.models is None:
@@ -123,7 +123,7 @@ class Mounter:
             with contextlib.suppress(FileNotFoundError):
                 target.rmdir()
 
-    def is_mounted(self, content: Content, target: Path) -> bool:
+    def is_mounted(self, content: VolumeContent, target: Path) -> bool:
         """Return whether `target` shows `content` now. Raises `HoldfastError`."""
         found = self.find_volumes(target.parents[_TARGET_DEPTH]).get(os.fspath(target))
         return found is not None and found.content == content and found.is_whole
@@ -148,7 +148,7 @@ class Mounter:
                 for target, top in tops.items()
             }
 
-    def shows_old_snapshot(self, content: Content, target: Path) -> bool:
+    def shows_old_snapshot(self, content: VolumeContent, target: Path) -> bool:
         """Return whether a volume shows the folder of a snapshot that was withdrawn, and another one is here since."""
         with contextlib.suppress(OSError):
             for digest in content.digests:
@@ -200,7 +200,7 @@ class Mounter:
 class FoundVolume:
     """A mounted volume. `is_whole`: every mount of it is read-only, as it should be, and no snapshot is missing."""
 
-    content: Content
+    content: VolumeContent
     is_whole: bool
 
 
@@ -256,14 +256,14 @@ def _unescape(text: str) -> str:
 
 def _found_snapshot(entry: MountEntry) -> FoundVolume:
     digest = _digest_of(entry)
-    content = Content(frozenset() if digest is None else frozenset({digest}), None)
+    content = VolumeContent(frozenset() if digest is None else frozenset({digest}), None)
     return FoundVolume(content, is_whole=digest is not None and entry.options >= _OPTIONS)
 
 
 def _found_tree(tree: MountEntry, binds: Iterable[MountEntry]) -> FoundVolume:
     names = _read_names(PublicLayout(Path(tree.point)))
     present = {digest for each in binds if each.options >= _OPTIONS and (digest := _digest_of(each)) is not None}
-    content = Content(frozenset(names.values()) | present, names)
+    content = VolumeContent(frozenset(names.values()) | present, names)
     whole = tree.options >= _OPTIONS and bool(names) and present == set(names.values())
     return FoundVolume(content, is_whole=whole)
 

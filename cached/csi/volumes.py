@@ -27,7 +27,7 @@ from cached.contract.snapshot.verify import check_full, check_record, load_manif
 from cached.contract.status import ModelStatus, State, StatusError
 from cached.core.demand import PodWant
 from cached.csi.leases import Leases
-from cached.csi.mounts import Content, FoundVolume, Mounter
+from cached.csi.mounts import FoundVolume, Mounter, VolumeContent
 from cached.csi.request import VolumeRequest
 from cached.csi.wants import VolumeWants
 from cached.node.cluster import Cluster, PodLife
@@ -88,8 +88,8 @@ class _Volume:
     target: Path
     pod_uid: str
     request: VolumeRequest | None
-    preparing: asyncio.Task[Content | HoldfastError] | None = None
-    mounted: Content | None = None
+    preparing: asyncio.Task[VolumeContent | HoldfastError] | None = None
+    mounted: VolumeContent | None = None
     called: float = field(default_factory=time.monotonic)
     is_called: bool = False
     is_ended: bool = False
@@ -234,7 +234,7 @@ class Volumes:
             volume.is_called = False
             volume.called = time.monotonic()
 
-    async def _wait_prepared(self, volume: _Volume, request: VolumeRequest, deadline: float) -> Content:
+    async def _wait_prepared(self, volume: _Volume, request: VolumeRequest, deadline: float) -> VolumeContent:
         """Wait for the preparation until `deadline`, in monotonic seconds. It goes on if this call ends first, and the
         next call takes its result, if that is what the call would get now. A permanent error is raised at once, and
         when it comes again at the deadline: until then it may be corrected, and the kubelet would come back late."""
@@ -256,7 +256,7 @@ class Volumes:
                 raise content
             await asyncio.sleep(self._pace.correction_s)
 
-    def _start_preparing(self, volume: _Volume, request: VolumeRequest) -> asyncio.Task[Content | HoldfastError]:
+    def _start_preparing(self, volume: _Volume, request: VolumeRequest) -> asyncio.Task[VolumeContent | HoldfastError]:
         """Return the preparation that runs, or whose result still holds; else a new one."""
         task = volume.preparing
         if task is None or (task.done() and not self._is_current(task, request)):
@@ -265,7 +265,7 @@ class Volumes:
             volume.preparing = task
         return task
 
-    async def _mount(self, volume: _Volume, request: VolumeRequest, content: Content) -> None:
+    async def _mount(self, volume: _Volume, request: VolumeRequest, content: VolumeContent) -> None:
         async with volume.lock:
             if volume.is_ended:
                 raise Transient(BUSY, f"{volume.target}: the volume is unpublished", "ask again")
@@ -282,7 +282,7 @@ class Volumes:
                     extra=about(*(want.ref for want in request.wants[:1]), pod=_pod_of(request)),
                 )
 
-    def _is_current(self, done: asyncio.Task[Content | HoldfastError], request: VolumeRequest) -> bool:
+    def _is_current(self, done: asyncio.Task[VolumeContent | HoldfastError], request: VolumeRequest) -> bool:
         content = None if done.cancelled() else done.result()
         if content is None or isinstance(content, HoldfastError):
             return False
@@ -294,7 +294,7 @@ class Volumes:
 
     # --- the preparation -------------------------------------------------------------------------------------------
 
-    async def _prepare(self, volume: _Volume, request: VolumeRequest) -> Content:
+    async def _prepare(self, volume: _Volume, request: VolumeRequest) -> VolumeContent:
         """Return the volume's content once all versions are here, leased and checked."""
         began, was_seen, looks = time.monotonic(), False, 0
         while True:
@@ -497,8 +497,8 @@ def _is_same(volume: _Volume, request: VolumeRequest) -> bool:
     return all(each.pin in (None, models[each.ref]) for each in request.models)
 
 
-def _make_content(request: VolumeRequest, found: dict[ModelRef, Digest]) -> Content:
-    return Content.of_tree(found) if request.is_tree else Content.of_snapshot(*found.values())
+def _make_content(request: VolumeRequest, found: dict[ModelRef, Digest]) -> VolumeContent:
+    return VolumeContent.of_tree(found) if request.is_tree else VolumeContent.of_snapshot(*found.values())
 
 
 def _find_failure(wanted: ModelRequest, status: ModelStatus | None) -> StatusError | None:

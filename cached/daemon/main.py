@@ -192,7 +192,7 @@ async def _run(config: Config, ending: SignalThread, max_clients: int, tracer: T
 
 
 @dataclass(frozen=True, slots=True)
-class _Node:
+class _OpenedNode:
     """This node, as the parts of its daemon share it: the opened root, what it holds, what is told of that."""
 
     layout: Layout
@@ -222,7 +222,9 @@ class _Remains:
     marks: Marks | None
 
 
-async def _open_node(stack: contextlib.AsyncExitStack, config: Config, stop: asyncio.Event) -> tuple[_Node, _Remains]:
+async def _open_node(
+    stack: contextlib.AsyncExitStack, config: Config, stop: asyncio.Event
+) -> tuple[_OpenedNode, _Remains]:
     """Lock and recover the root; `stack` closes it."""
     layout = Layout(config.root)
     root, blocking = stack.enter_context(contextlib.closing(Root(layout))), Blocking(4)
@@ -246,7 +248,7 @@ async def _open_node(stack: contextlib.AsyncExitStack, config: Config, stop: asy
     journal = DigestJournal(layout.digests, recovered.digests)
     statuses = await blocking.run(recovery.read_statuses, layout, recovered)
     remains = _Remains(recovered.damaged, recovered.lost, statuses, marks if recovered.are_blobs_read else None)
-    node = _Node(
+    node = _OpenedNode(
         layout=layout,
         root=root,
         blocking=blocking,
@@ -432,7 +434,7 @@ class _VolumePlanner:
 
 
 def _start_workers(
-    stack: contextlib.AsyncExitStack, node: _Node, config: Config, tls: PoolTls | None
+    stack: contextlib.AsyncExitStack, node: _OpenedNode, config: Config, tls: PoolTls | None
 ) -> tuple[HttpClient, Workers]:
     """Return the HTTP client, and the threads that receive with it; `stack` ends both."""
     timeouts = HttpSettings(header_timeout_s=config.stall_timeout_s, stall_window_s=config.stall_timeout_s)
@@ -445,7 +447,7 @@ def _start_workers(
 
 
 async def _join_pool(
-    stack: contextlib.AsyncExitStack, node: _Node, joining: contextlib.AbstractContextManager[PoolNode | None]
+    stack: contextlib.AsyncExitStack, node: _OpenedNode, joining: contextlib.AbstractContextManager[PoolNode | None]
 ) -> PoolNode | None:
     """Join the pool, if there is one; `stack` leaves it."""
     pooled = contextlib.ExitStack()
@@ -454,7 +456,7 @@ async def _join_pool(
 
 
 def _make_fetches(
-    node: _Node,
+    node: _OpenedNode,
     config: Config,
     client: HttpClient,
     downloads: Downloads,
@@ -478,7 +480,7 @@ def _make_fetches(
     )
 
 
-def _make_publisher(node: _Node) -> Publisher:
+def _make_publisher(node: _OpenedNode) -> Publisher:
     return Publisher(
         layout=node.layout,
         root=node.root,
@@ -493,7 +495,7 @@ def _make_publisher(node: _Node) -> Publisher:
 
 
 def _make_reconciler(
-    node: _Node, config: Config, downloads: Downloads, fetches: VersionFetches, publisher: Publisher
+    node: _OpenedNode, config: Config, downloads: Downloads, fetches: VersionFetches, publisher: Publisher
 ) -> Reconciler:
     return Reconciler(
         status_files=node.status_files,
@@ -512,7 +514,7 @@ def _make_reconciler(
 
 
 def _make_service(
-    node: _Node,
+    node: _OpenedNode,
     reconciler: Reconciler,
     fetches: VersionFetches,
     workers: Workers,
@@ -536,7 +538,7 @@ def _make_service(
 
 
 def _make_imports(
-    node: _Node, publisher: Publisher, reconciler: Reconciler, workers: Workers, catalog: CatalogFile
+    node: _OpenedNode, publisher: Publisher, reconciler: Reconciler, workers: Workers, catalog: CatalogFile
 ) -> Imports:
     return Imports(
         layout=node.layout,
@@ -552,7 +554,9 @@ def _make_imports(
     )
 
 
-def _make_inspection(node: _Node, publisher: Publisher, reconciler: Reconciler, marks: Marks | None) -> Inspection:
+def _make_inspection(
+    node: _OpenedNode, publisher: Publisher, reconciler: Reconciler, marks: Marks | None
+) -> Inspection:
     """Return the comparison of inventory and disk; what it finds lost is fetched again."""
     return Inspection(
         layout=node.layout,
@@ -567,7 +571,7 @@ def _make_inspection(node: _Node, publisher: Publisher, reconciler: Reconciler, 
     )
 
 
-def _make_recheck(node: _Node, reconciler: Reconciler) -> Recheck:
+def _make_recheck(node: _OpenedNode, reconciler: Reconciler) -> Recheck:
     return Recheck(
         layout=node.layout,
         inventory=node.inventory,
@@ -578,7 +582,7 @@ def _make_recheck(node: _Node, reconciler: Reconciler) -> Recheck:
     )
 
 
-def _make_doubts(node: _Node, recheck: Recheck, inspection: Inspection) -> Doubts:
+def _make_doubts(node: _OpenedNode, recheck: Recheck, inspection: Inspection) -> Doubts:
     return Doubts(
         layout=node.layout,
         inventory=node.inventory,
@@ -589,7 +593,7 @@ def _make_doubts(node: _Node, recheck: Recheck, inspection: Inspection) -> Doubt
     )
 
 
-def _make_scrub(node: _Node, config: Config, workers: Workers, recheck: Recheck, reconciler: Reconciler) -> Scrub:
+def _make_scrub(node: _OpenedNode, config: Config, workers: Workers, recheck: Recheck, reconciler: Reconciler) -> Scrub:
     parts = ScrubParts(
         layout=node.layout,
         inventory=node.inventory,
@@ -604,7 +608,7 @@ def _make_scrub(node: _Node, config: Config, workers: Workers, recheck: Recheck,
 
 
 def _make_explanations(
-    node: _Node, config: Config, reconciler: Reconciler, service: DaemonService, client: HttpClient
+    node: _OpenedNode, config: Config, reconciler: Reconciler, service: DaemonService, client: HttpClient
 ) -> Explanations:
     return Explanations(
         node=config.node,
@@ -619,7 +623,7 @@ def _make_explanations(
 
 def _make_driver(
     volumes: MountedVolumes,
-    node: _Node,
+    node: _OpenedNode,
     config: Config,
     planner: _VolumePlanner,
     recheck: Recheck,

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from cached.contract.layout import Layout
 from cached.fetch.pool.link import HttpPoolLink
-from cached.fetch.pool.membership import Membership, Place
+from cached.fetch.pool.membership import MemberAddress, Membership
 from cached.fetch.pool.node import PoolNode
 from cached.fetch.workers import PEER_HTTP
 from cached.peers.members import format_address
@@ -48,7 +48,7 @@ class PoolOptions:
     """`peers`: where the members are, None: off; `upload` in bytes a second, None: no limit; `zone` None:
     that of the node's label; `tls` None: in clear."""
 
-    peers: tuple[Place, ...] | None
+    peers: tuple[MemberAddress, ...] | None
     listen: tuple[str, int]
     key_file: Path | None
     upload: int | None

@@ -21,7 +21,7 @@ from cached.contract.annotations import CSI_LABEL, LABEL_PREFIX, weights_label
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.doctor.aside import run_in_thread
-from cached.doctor.findings import Finding, failed, of_error, ok, skipped, warning
+from cached.doctor.findings import CheckResult, failed, of_error, ok, skipped, warning
 from cached.kube.client import METADATA, Call, KubeClient
 from cached.kube.kubeconfig import find_cluster
 
@@ -37,7 +37,7 @@ _NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 _SOON_DAYS = 14
 
 
-async def check_cluster(kube: str, node: str, layout: Layout, timeout_s: float) -> AsyncIterator[Finding]:
+async def check_cluster(kube: str, node: str, layout: Layout, timeout_s: float) -> AsyncIterator[CheckResult]:
     """Yield what is found about the cluster of KUBECONFIG, or that this runs in. `kube`: the daemon's `--kube`."""
     area = "kubernetes"
     try:
@@ -70,7 +70,7 @@ def _find_own_namespace() -> str | None:
         return None
 
 
-async def _check_node(client: KubeClient, node: str, layout: Layout) -> AsyncIterator[Finding]:
+async def _check_node(client: KubeClient, node: str, layout: Layout) -> AsyncIterator[CheckResult]:
     area = "node object"
     try:
         document = await client.request(Call("GET", f"/api/v1/nodes/{node}", accept=METADATA))
@@ -98,7 +98,7 @@ async def _check_node(client: KubeClient, node: str, layout: Layout) -> AsyncIte
         yield ok(area, f"its labels are those of the {len(held)} snapshots here")
 
 
-async def _check_rights(client: KubeClient) -> AsyncIterator[Finding]:
+async def _check_rights(client: KubeClient) -> AsyncIterator[CheckResult]:
     area = "rights"
     asked = [(group, resource, verb) for group, resource, verbs in _NEEDED for verb in verbs]
     try:
@@ -120,7 +120,7 @@ async def _may(client: KubeClient, group: str, resource: str, verb: str) -> bool
     return bool(answer.get("status", {}).get("allowed"))
 
 
-async def _check_webhook(client: KubeClient) -> Finding:
+async def _check_webhook(client: KubeClient) -> CheckResult:
     """Return whether the webhook is registered with a certificate, where this account may read that."""
     area = "webhook"
     try:
@@ -139,7 +139,7 @@ async def _check_webhook(client: KubeClient) -> Finding:
     return ok(area, "registered, with a certificate authority")
 
 
-async def _check_injector(namespace: str, timeout_s: float) -> Finding:
+async def _check_injector(namespace: str, timeout_s: float) -> CheckResult:
     """Return whether the injector's service answers with a certificate that lasts; anybody in the cluster may ask."""
     area, host = "webhook", f"{_INJECTOR}.{namespace}.svc"
     try:

@@ -25,12 +25,17 @@ from cached.core.catalog import EMPTY_CATALOG, Catalog
 from cached.doctor import gpu, node
 from cached.doctor.aside import run_in_thread
 from cached.doctor.cluster import check_cluster
-from cached.doctor.findings import Finding, Verdict, failed, has_failed
+from cached.doctor.findings import CheckResult, CheckVerdict, failed, has_failed
 from cached.doctor.sources import check_origin_proxy, check_sources, read_catalog
 from cached.transport.origin_proxy import parse_origin_proxy_option
 
 _TIMEOUT_S = "15"
-_STYLES = {Verdict.OK: "green", Verdict.WARNING: "yellow", Verdict.FAILED: "red", Verdict.SKIPPED: "dim"}
+_STYLES = {
+    CheckVerdict.OK: "green",
+    CheckVerdict.WARNING: "yellow",
+    CheckVerdict.FAILED: "red",
+    CheckVerdict.SKIPPED: "dim",
+}
 _VERDICT_WIDTH, _AREA_WIDTH = 9, 13
 _NARROW, _LEAST = 72, 20  # columns of a terminal
 
@@ -59,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
     return EXIT_FAILED if has_failed(findings) else EXIT_DONE
 
 
-async def _report(options: argparse.Namespace) -> list[Finding]:
+async def _report(options: argparse.Namespace) -> list[CheckResult]:
     """Make the checks; print each finding at once unless they are for JSON."""
     found = []
     async for finding in _check_all(options, get_layout(options)):
@@ -70,8 +75,8 @@ async def _report(options: argparse.Namespace) -> list[Finding]:
     return found
 
 
-async def _check_all(options: argparse.Namespace, layout: Layout) -> AsyncIterator[Finding]:
-    local: list[tuple[str, Callable[[], Iterable[Finding]]]] = [
+async def _check_all(options: argparse.Namespace, layout: Layout) -> AsyncIterator[CheckResult]:
+    local: list[tuple[str, Callable[[], Iterable[CheckResult]]]] = [
         ("disk", lambda: node.check_disk(layout)),
         ("daemon", lambda: node.check_daemon(layout)),
         ("clock", node.check_clock),
@@ -95,13 +100,13 @@ async def _check_all(options: argparse.Namespace, layout: Layout) -> AsyncIterat
         yield finding
 
 
-def _take_catalog(path: Path | None, catalogs: list[Catalog]) -> list[Finding]:
+def _take_catalog(path: Path | None, catalogs: list[Catalog]) -> list[CheckResult]:
     catalog, findings = read_catalog(path)
     catalogs.append(catalog)
     return findings
 
 
-async def _make(area: str, check: Callable[[], Iterable[Finding]], timeout_s: float) -> list[Finding]:
+async def _make(area: str, check: Callable[[], Iterable[CheckResult]], timeout_s: float) -> list[CheckResult]:
     """Make a check of this machine; one that does not end, or breaks, is a finding of its own."""
     try:
         return await run_in_thread(lambda: list(check()), timeout_s)
@@ -113,7 +118,7 @@ async def _make(area: str, check: Callable[[], Iterable[Finding]], timeout_s: fl
         return [failed(area, problem, "run it as the daemon's user")]
 
 
-def _describe(finding: Finding) -> str:
+def _describe(finding: CheckResult) -> str:
     verdict = paint(f"{finding.verdict:<{_VERDICT_WIDTH}}", _STYLES[finding.verdict])
     width = _find_width()
     remedy = f"what to do: {finding.remedy}"
@@ -140,8 +145,8 @@ def _wrap(text: str, indent: str, width: int | None) -> str:
     return "\n".join(indent + line for line in lines)
 
 
-def _summary(findings: Sequence[Finding]) -> str:
+def _summary(findings: Sequence[CheckResult]) -> str:
     counts = Counter(finding.verdict for finding in findings)
-    order = (Verdict.FAILED, Verdict.WARNING, Verdict.OK, Verdict.SKIPPED)
+    order = (CheckVerdict.FAILED, CheckVerdict.WARNING, CheckVerdict.OK, CheckVerdict.SKIPPED)
     said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in order if counts[verdict])
     return f"\n{_wrap(said, '', _find_width())}\n"

@@ -10,7 +10,7 @@ from typing import Any
 from cached.contract.errors import HoldfastError
 
 
-class Verdict(StrEnum):
+class CheckVerdict(StrEnum):
     """How a check ended. `SKIPPED`: it does not apply here, or cannot be made from here."""
 
     OK = "ok"
@@ -20,11 +20,11 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """One check: its `area` (disk, daemon, …), what was found, and what to do; `remedy` is empty where nothing is."""
 
     area: str
-    verdict: Verdict
+    verdict: CheckVerdict
     message: str
     remedy: str = ""
 
@@ -33,31 +33,31 @@ class Finding:
         return {**asdict(self), "verdict": self.verdict.value}
 
 
-def ok(area: str, message: str) -> Finding:
+def ok(area: str, message: str) -> CheckResult:
     """Return the finding that all is well."""
-    return Finding(area, Verdict.OK, message)
+    return CheckResult(area, CheckVerdict.OK, message)
 
 
-def skipped(area: str, message: str, remedy: str = "") -> Finding:
+def skipped(area: str, message: str, remedy: str = "") -> CheckResult:
     """Return the finding that a check was not made, and why."""
-    return Finding(area, Verdict.SKIPPED, message, remedy)
+    return CheckResult(area, CheckVerdict.SKIPPED, message, remedy)
 
 
-def warning(area: str, message: str, remedy: str) -> Finding:
+def warning(area: str, message: str, remedy: str) -> CheckResult:
     """Return a finding that stops nothing now."""
-    return Finding(area, Verdict.WARNING, message, remedy)
+    return CheckResult(area, CheckVerdict.WARNING, message, remedy)
 
 
-def failed(area: str, message: str, remedy: str) -> Finding:
+def failed(area: str, message: str, remedy: str) -> CheckResult:
     """Return a finding that stops something."""
-    return Finding(area, Verdict.FAILED, message, remedy)
+    return CheckResult(area, CheckVerdict.FAILED, message, remedy)
 
 
-def of_error(area: str, error: HoldfastError) -> Finding:
+def of_error(area: str, error: HoldfastError) -> CheckResult:
     """Return the finding of an error of ours."""
     return failed(area, error.message, error.remedy)
 
 
-def has_failed(findings: Iterable[Finding]) -> bool:
+def has_failed(findings: Iterable[CheckResult]) -> bool:
     """Return whether anything failed."""
-    return any(finding.verdict is Verdict.FAILED for finding in findings)
+    return any(finding.verdict is CheckVerdict.FAILED for finding in findings)

@@ -6,7 +6,7 @@ import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
-from cached.doctor.findings import Finding, failed, ok, skipped, warning
+from cached.doctor.findings import CheckResult, failed, ok, skipped, warning
 
 _PCI = Path("/sys/bus/pci/devices")
 _NVIDIA_VERSION = Path("/proc/driver/nvidia/version")
@@ -17,7 +17,7 @@ _DRIVERS = {"nvidia", "amdgpu"}
 _AWAY = {"vfio-pci", "pci-stub"}  # given to virtual machines
 
 
-def check_gpus() -> Iterator[Finding]:
+def check_gpus() -> Iterator[CheckResult]:
     """Yield what is found about each vendor's GPUs."""
     area, devices = "gpu", list(_find_devices())
     if not devices:
@@ -64,7 +64,7 @@ def _find_version(vendor: str) -> str | None:
     return next((word for word in words if word[:1].isdigit()), None)
 
 
-def _check_library() -> Finding:
+def _check_library() -> CheckResult:
     """Return whether the driver answers through its library (NVML), where this process has it."""
     area = "gpu"
     try:

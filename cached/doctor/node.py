@@ -19,7 +19,7 @@ from cached.contract.layout import Layout
 from cached.contract.program.units import format_duration, format_size
 from cached.contract.release import VERSION
 from cached.contract.status import parse_timestamp
-from cached.doctor.findings import Finding, failed, of_error, ok, skipped, warning
+from cached.doctor.findings import CheckResult, failed, of_error, ok, skipped, warning
 from cached.store.disk import root, verity
 
 _LATE_S = 15.0  # of the heartbeat, which moves at least every 5 s
@@ -34,7 +34,7 @@ _STA_UNSYNC = 0x0040  # timex.h
 _TIME_ERROR = 5  # adjtimex(2): the clock is not synchronized
 
 
-def check_disk(layout: Layout) -> Iterator[Finding]:
+def check_disk(layout: Layout) -> Iterator[CheckResult]:
     """Yield what is found about the root and its file system."""
     area = "disk"
     if not layout.root.is_dir():
@@ -57,7 +57,7 @@ def check_disk(layout: Layout) -> Iterator[Finding]:
     yield from _check_features(layout)
 
 
-def _check_features(layout: Layout) -> Iterator[Finding]:
+def _check_features(layout: Layout) -> Iterator[CheckResult]:
     area = "file system"
     if not os.access(layout.ingest, os.W_OK):
         if layout.ingest.is_dir():
@@ -89,7 +89,7 @@ def _disk_error(layout: Layout, error: OSError) -> HoldfastError:
     return Permanent("disk", f"{layout.root}: {error.strerror}", "check the node's disk and kernel log")
 
 
-def check_daemon(layout: Layout) -> Iterator[Finding]:
+def check_daemon(layout: Layout) -> Iterator[CheckResult]:
     """Yield what is found about the daemon of this root."""
     area = "daemon"
     status = read_daemon_status(layout.public)
@@ -128,7 +128,7 @@ def check_daemon(layout: Layout) -> Iterator[Finding]:
     yield ok(area, f"{status.version} on {status.node}, pid {status.pid}, answers; {ready} versions here")
 
 
-def check_clock() -> Iterator[Finding]:
+def check_clock() -> Iterator[CheckResult]:
     """Yield whether the kernel takes its clock for synchronized (adjtimex(2))."""
     area = "clock"
     buffer = (ctypes.c_long * 64)()  # struct timex has 208 bytes; modes 0: read only
@@ -147,7 +147,7 @@ def check_clock() -> Iterator[Finding]:
         yield ok(area, "synchronized")
 
 
-def check_limits(layout: Layout) -> Iterator[Finding]:
+def check_limits(layout: Layout) -> Iterator[CheckResult]:
     """Yield what is found about the kernel's limits: the daemon's own where it can be seen, else this process's."""
     area = "limits"
     status = read_daemon_status(layout.public)
@@ -159,7 +159,7 @@ def check_limits(layout: Layout) -> Iterator[Finding]:
         yield ok(area, f"{whose} open files, tasks, and the kernel's inotify watches suffice")
 
 
-def _find_low_limits(pid: str, whose: str) -> Iterator[Finding]:
+def _find_low_limits(pid: str, whose: str) -> Iterator[CheckResult]:
     files = _read_limit(pid, "Max open files")
     if files is not None and files < _LEAST_FILES:
         yield warning(

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
 from cached.core.catalog import EMPTY_CATALOG, Catalog, CatalogVersion, parse_catalog
-from cached.doctor.findings import Finding, Verdict, failed, of_error, ok, skipped, warning
+from cached.doctor.findings import CheckResult, CheckVerdict, failed, of_error, ok, skipped, warning
 from cached.sources.base import Source
 from cached.sources.registry import open_source
 from cached.transport.client import HttpClient
@@ -32,7 +32,7 @@ _MOST_TRIES = 3  # versions of one origin, while those before are not there
 _UNPUBLISHED = frozenset({"not_found", "not_ready", "not_approved"})
 
 
-def read_catalog(path: Path | None) -> tuple[Catalog, list[Finding]]:
+def read_catalog(path: Path | None) -> tuple[Catalog, list[CheckResult]]:
     """Return the catalog, empty without one, and what is found about its file. Blocking."""
     area = "catalog"
     if path is None:
@@ -57,7 +57,7 @@ def read_catalog(path: Path | None) -> tuple[Catalog, list[Finding]]:
     return parsed.catalog, found
 
 
-def check_origin_proxy(address: Origin, timeout_s: float) -> Iterator[Finding]:
+def check_origin_proxy(address: Origin, timeout_s: float) -> Iterator[CheckResult]:
     """Yield whether the proxy of `--origin-proxy` takes connections: where it does not, origins are asked directly.
     Blocking."""
     area, where = "dragonfly", address.authority
@@ -71,7 +71,7 @@ def check_origin_proxy(address: Origin, timeout_s: float) -> Iterator[Finding]:
         yield ok(area, f"something answers at {where}, the address of --origin-proxy")
 
 
-async def check_sources(catalog: Catalog, timeout_s: float) -> AsyncIterator[Finding]:
+async def check_sources(catalog: Catalog, timeout_s: float) -> AsyncIterator[CheckResult]:
     """Yield what is found about each origin, in the catalog's order."""
     with closing(HttpClient(HttpSettings(header_timeout_s=timeout_s, stall_window_s=timeout_s))) as client:
         turns = asyncio.Semaphore(_AT_ONCE)
@@ -91,10 +91,10 @@ async def check_sources(catalog: Catalog, timeout_s: float) -> AsyncIterator[Fin
             yield skipped("source", "the catalog lists no version: templates name none to look at")
 
 
-async def _choose(catalog: Catalog, client: HttpClient) -> tuple[list[list[CatalogVersion]], list[Finding]]:
+async def _choose(catalog: Catalog, client: HttpClient) -> tuple[list[list[CatalogVersion]], list[CheckResult]]:
     """Return the versions of each origin, and the sources that cannot be opened."""
     origins: dict[str, list[CatalogVersion]] = {}
-    problems: list[Finding] = []
+    problems: list[CheckResult] = []
     for entry in _list_versions(catalog):
         try:
             source = open_source(entry.source, client)
@@ -130,19 +130,19 @@ def _origin_of(source: Source) -> str:
 
 async def _check_origin(
     turns: asyncio.Semaphore, entries: Sequence[CatalogVersion], client: HttpClient, timeout_s: float
-) -> Finding:
+) -> CheckResult:
     """Return what is found about an origin by the first of its versions that is published there."""
-    absent: list[Finding] = []
+    absent: list[CheckResult] = []
     async with turns:
         for entry in entries[:_MOST_TRIES]:
             found = await _check(entry, open_source(entry.source, client), len(entries), timeout_s)
-            if found.verdict is not Verdict.WARNING:
+            if found.verdict is not CheckVerdict.WARNING:
                 return found
             absent.append(found)
     return absent[0]
 
 
-async def _check(entry: CatalogVersion, source: Source, versions: int, timeout_s: float) -> Finding:
+async def _check(entry: CatalogVersion, source: Source, versions: int, timeout_s: float) -> CheckResult:
     of_all = f", one of {versions} versions there" if versions > 1 else ""
     where = f"{source.display} ({entry.ref}{of_all})"
     try:

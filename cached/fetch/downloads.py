@@ -75,7 +75,7 @@ class DownloadSpace:
 
 
 @dataclass(slots=True)
-class _Entry:
+class _DownloadEntry:
     download: Download
     allotment: DownloadSpace
     result: asyncio.Future[Verified]
@@ -91,7 +91,7 @@ class Downloads:
         self._layout = layout
         self._workers = workers
         self._ledger = ledger
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, _DownloadEntry] = {}
 
     def join(self, spec: BlobSpec, waiter: object, priority: int) -> tuple[Download, asyncio.Future[Verified]] | None:
         """Add `waiter` to the waiters of a running download; return None if there is none, else the download and its
@@ -128,7 +128,7 @@ class Downloads:
         """Start the download of a blob that has none, in the space of `allotment`; return the same as `join`.
         `make_supply` as in `Download`."""
         download = Download(spec, locate, allotment, self._workers, priority, make_supply)
-        entry = _Entry(download, allotment, asyncio.wrap_future(download.result), {waiter: priority})
+        entry = _DownloadEntry(download, allotment, asyncio.wrap_future(download.result), {waiter: priority})
         entry.result.add_done_callback(lambda _: self._settle(spec.key.id))
         self._entries[spec.key.id] = entry
         self._workers.submit([download])
@@ -161,7 +161,7 @@ class Downloads:
         """Return the ingest ids of running downloads."""
         return frozenset(self._entries)
 
-    def _reprioritize(self, entries: Iterable[_Entry]) -> None:
+    def _reprioritize(self, entries: Iterable[_DownloadEntry]) -> None:
         """Set each download's priority to that of its most urgent waiter."""
         changed = []
         for entry in entries:

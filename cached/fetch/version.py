@@ -34,7 +34,7 @@ from cached.core.versions.record import PinMismatch
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download, DownloadMetrics
 from cached.fetch.downloads import Downloads, DownloadSpace
-from cached.fetch.pool.held_version import HeldVersion, Holders
+from cached.fetch.pool.held_version import Holders, VersionAtPeers
 from cached.fetch.pool.node import PoolNode
 from cached.fetch.pool.version import VersionPool
 from cached.fetch.resolving.locator import Locator
@@ -70,7 +70,7 @@ from cached.transport.target import LocalTarget, StreamTarget, Target
 
 _log = logging.getLogger(__name__)
 
-_PoolQuestion = Callable[[PoolNode, Digest, Callable[[], None], Cancellation], HeldVersion | None]
+_PoolQuestion = Callable[[PoolNode, Digest, Callable[[], None], Cancellation], VersionAtPeers | None]
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -313,7 +313,7 @@ class VersionFetches:
             self._observer.fetch_failed(source.kind, error.code)
             raise
 
-    async def _ask_pool(self, fetch: _VersionFetch, pin: Digest, ask: _PoolQuestion) -> HeldVersion | None:
+    async def _ask_pool(self, fetch: _VersionFetch, pin: Digest, ask: _PoolQuestion) -> VersionAtPeers | None:
         """Ask the other nodes for the version that the pin names; None where there are none, or none has it."""
         pool = self._pool
         if pool is None:
@@ -326,7 +326,7 @@ class VersionFetches:
             _log.warning("%s: no manifest from other nodes within %.0f s", fetch.want.ref, _POOL_S)
             return None
 
-    async def _resolve_held(self, fetch: _VersionFetch, held: HeldVersion) -> _Resolved:
+    async def _resolve_held(self, fetch: _VersionFetch, held: VersionAtPeers) -> _Resolved:
         """Return what a version consists of whose manifest another node sent. Its source is listed only if a file is to
         come from there."""
         want, source = fetch.want, fetch.source

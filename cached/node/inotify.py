@@ -36,7 +36,7 @@ _SHARE = 4  # of what the user may have: the kubelet and others have watches too
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class InotifyEvent:
     """One event. `name`: of the entry in the watched folder, empty for the folder itself."""
 
     watch: int
@@ -64,9 +64,9 @@ class Inotify:
         """End a watch. Without effect on one that ended with its folder."""
         self._libc.inotify_rm_watch(self._descriptor, watch)
 
-    def read(self) -> list[Event]:
+    def read(self) -> list[InotifyEvent]:
         """Return the events since the last call; never waits."""
-        found: list[Event] = []
+        found: list[InotifyEvent] = []
         while True:
             try:
                 data = os.read(self._descriptor, _BUFFER)
@@ -78,7 +78,7 @@ class Inotify:
                 offset += _HEAD.size
                 name = os.fsdecode(data[offset : offset + length].rstrip(b"\0"))
                 offset += length
-                found.append(Event(watch, mask, name))
+                found.append(InotifyEvent(watch, mask, name))
 
     def close(self) -> None:
         os.close(self._descriptor)

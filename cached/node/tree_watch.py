@@ -21,7 +21,7 @@ from cached.contract.digest import Digest, is_hex
 from cached.contract.layout import TEMPORARY_PREFIX, Layout
 from cached.contract.program.limits import explain_no_inotify
 from cached.node import inotify
-from cached.node.inotify import Event, Inotify
+from cached.node.inotify import Inotify, InotifyEvent
 
 _log = logging.getLogger(__name__)
 
@@ -267,7 +267,7 @@ class TreeWatch:
         if self._changes:
             self.changed.set()
 
-    def _note(self, place: _Place, event: Event) -> None:
+    def _note(self, place: _Place, event: InotifyEvent) -> None:
         if event.mask & (_SELF | inotify.IN_IGNORED):
             if event.mask & inotify.IN_MOVE_SELF and self._inotify is not None:
                 self._inotify.remove(event.watch)
@@ -276,7 +276,7 @@ class TreeWatch:
             return
         self._note_changed(place, event)
 
-    def _note_changed(self, place: _Place, event: Event) -> None:
+    def _note_changed(self, place: _Place, event: InotifyEvent) -> None:
         changes, digest, name = self._changes, place.digest, event.name
         match place.kind:
             case _Kind.TREE:

@@ -22,7 +22,7 @@ _HEADER = re.compile(SCHEME + r" time=(\d{1,12}), mac=([0-9a-f]{64})", re.ASCII)
 _PREFIX = b"holdfast.dev/peers/v1"
 
 
-class Refused(Exception):
+class NotOfThisPool(Exception):
     """A request that does not come from this pool, or not now. The text is for our log, and tells the asker nothing
     that it does not know."""
 
@@ -58,16 +58,16 @@ class PoolKeys:
         return f"{SCHEME} time={int(now)}, mac={_compute(self._keys[0], request, int(now))}"
 
     def check(self, request: SignedRequest, authorization: str, now: float) -> None:
-        """Raise `Refused` unless a key of the pool signed this request within the window around `now`."""
+        """Raise `NotOfThisPool` unless a key of the pool signed this request within the window around `now`."""
         match = _HEADER.fullmatch(authorization)
         if match is None:
-            raise Refused("no signature of a pool")
+            raise NotOfThisPool("no signature of a pool")
         sent_at = int(match[1])
         found = [hmac.compare_digest(_compute(key, request, sent_at), match[2]) for key in self._keys]
         if not any(found):
-            raise Refused("signed with another key: all nodes of a pool need the same")
+            raise NotOfThisPool("signed with another key: all nodes of a pool need the same")
         if abs(now - sent_at) > WINDOW_S:
-            raise Refused(f"signed {now - sent_at:+.0f} s ago, at most {WINDOW_S} count: set the nodes' clocks")
+            raise NotOfThisPool(f"signed {now - sent_at:+.0f} s ago, at most {WINDOW_S} count: set the nodes' clocks")
 
 
 def digest_content(body: bytes) -> str:

@@ -35,7 +35,7 @@ _ROTATED = 3  # neighbours replaced with each announce: those that gave least
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class PieceRequest:
     """A piece to receive now, from `peer`, or from the origin (None)."""
 
     piece: int
@@ -103,7 +103,7 @@ class Swarm:
 
     # --- what to receive -------------------------------------------------------------------------------------------
 
-    def next_request(self, among: int, now: float) -> Request | None:
+    def next_request(self, among: int, now: float) -> PieceRequest | None:
         """Return the next piece of the set `among` to receive; the caller reports it by `received` or `failed`."""
         wanted = among & ~self.have & ~self._asked
         if not wanted:
@@ -112,7 +112,7 @@ class Swarm:
         if request is None and not (self._at_peers and self._is_put_off(now)):
             request = self._choose_imported(wanted, now) or self._choose_from_neighbours(wanted, now)
         if request is None and self.is_alone(now):
-            request = Request(pick(wanted, self._rng), None)
+            request = PieceRequest(pick(wanted, self._rng), None)
         if request is not None:
             self._asked |= 1 << request.piece
             if request.peer is not None:
@@ -124,7 +124,7 @@ class Swarm:
         """Return whether no node has helped for so long that the origin is asked without a grant."""
         return now > max(self._helped_at, self._promised_at) + self._alone_s or self._is_put_off(now)
 
-    def received(self, request: Request, rate: float, load: Load, now: float) -> None:
+    def received(self, request: PieceRequest, rate: float, load: Load, now: float) -> None:
         """Take a piece that was received at `rate` bytes a second and checked; `load`: its peer's. A peer that was far
         slower than the others is left."""
         self._end(request)
@@ -151,7 +151,7 @@ class Swarm:
         """Return whether a request that has run for so long at this rate should be ended and asked of another."""
         return elapsed_s >= _SLOW_AFTER_S and self._is_slow(rate, load)
 
-    def failed(self, request: Request, reason: Reason | None, now: float) -> None:
+    def failed(self, request: PieceRequest, reason: Reason | None, now: float) -> None:
         """Take back a piece that was not received, or did not check. `reason`: why its peer is left, None to keep it
         (it was busy), or where the origin failed: the grant goes back to the tracker."""
         self._end(request)
@@ -312,20 +312,20 @@ class Swarm:
 
     # --- inside ----------------------------------------------------------------------------------------------------
 
-    def _choose_granted(self, wanted: int) -> Request | None:
+    def _choose_granted(self, wanted: int) -> PieceRequest | None:
         for piece, begun in self._grants.items():
             if not begun and wanted >> piece & 1:
                 self._grants[piece] = True
-                return Request(piece, None)
+                return PieceRequest(piece, None)
         return None
 
-    def _choose_imported(self, wanted: int, now: float) -> Request | None:
+    def _choose_imported(self, wanted: int, now: float) -> PieceRequest | None:
         for piece, holder in self._imports.items():
             if wanted & self._checkable & 1 << piece and not self._is_left(holder, now):
-                return Request(piece, holder)
+                return PieceRequest(piece, holder)
         return None
 
-    def _choose_from_neighbours(self, wanted: int, now: float) -> Request | None:
+    def _choose_from_neighbours(self, wanted: int, now: float) -> PieceRequest | None:
         """Return a random piece of the least busy neighbour that has one."""
         if any(each.have & wanted for each in self._neighbours.values()):  # also what cannot be checked yet
             self._promised_at = now
@@ -337,7 +337,7 @@ class Swarm:
             equal = equal + 1 if best is not None and each.load == best.load else 1
             if equal == 1 or self._rng.random() * equal < 1:
                 best = each
-        return None if best is None else Request(pick(best.have & wanted, self._rng), best.address)
+        return None if best is None else PieceRequest(pick(best.have & wanted, self._rng), best.address)
 
     def _is_put_off(self, now: float) -> bool:
         """Return whether peers have promised pieces for long and given none, and no tracker granted any: they may be
@@ -347,7 +347,7 @@ class Swarm:
     def _use(self, peer: str) -> _Neighbour:
         return self._neighbours.get(peer) or _Neighbour(peer)
 
-    def _end(self, request: Request) -> None:
+    def _end(self, request: PieceRequest) -> None:
         self._asked &= ~(1 << request.piece)
         if request.peer is not None:
             self._at_peers -= 1

@@ -15,7 +15,7 @@ Token = TypeVar("Token")
 _REMEMBERED = 4096
 
 
-class Verdict(Enum):
+class UploadVerdict(Enum):
     """What happens to a request now."""
 
     SERVE = "serve"
@@ -47,16 +47,16 @@ class Uploads(Generic[Token]):
         """The requests that are served."""
         return self._served_now
 
-    def ask(self, peer: str, token: Token) -> Verdict:
+    def ask(self, peer: str, token: Token) -> UploadVerdict:
         """Take a request: serve it now, let it wait until `end` returns it, or refuse it."""
         if self.serving < self._slots and not self._count:
             self._begin(peer)
-            return Verdict.SERVE
+            return UploadVerdict.SERVE
         if self._count >= self._queue:
-            return Verdict.REFUSE
+            return UploadVerdict.REFUSE
         self._waiting.setdefault(peer, deque()).append(token)
         self._count += 1
-        return Verdict.WAIT
+        return UploadVerdict.WAIT
 
     def end(self, peer: str) -> Token | None:
         """End a request that was served; return the one to serve in its place."""

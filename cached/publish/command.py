@@ -26,7 +26,7 @@ from cached.contract.program.progress import ByteProgress
 from cached.contract.program.units import format_size
 from cached.core.filters import Rules
 from cached.core.selection.presets import DEFAULT, PRESETS, parse_preset
-from cached.publish.content import Content, hash_all, list_folder
+from cached.publish.content import FolderContent, hash_all, list_folder
 from cached.publish.destination import Destination
 from cached.publish.folder import FolderDestination
 from cached.publish.plan import CHECKED, FORCED, PLAIN, PublishPlan, carry_out_plan, make_plan, refuse_replacing
@@ -141,7 +141,7 @@ def _open_destination(uri: str, requests: int) -> Destination:
     return FolderDestination(local_path(uri) if match else Path(os.path.abspath(uri)))
 
 
-def _read_folder(options: argparse.Namespace, destination: Destination) -> Content:
+def _read_folder(options: argparse.Namespace, destination: Destination) -> FolderContent:
     folder: Path = options.folder
     if isinstance(destination, FolderDestination):
         destination.refuse_inside(folder)
@@ -179,7 +179,7 @@ def _patterns(text: str) -> list[str]:
     return patterns
 
 
-async def _publish(content: Content, destination: Destination, options: argparse.Namespace) -> PublishPlan:
+async def _publish(content: FolderContent, destination: Destination, options: argparse.Namespace) -> PublishPlan:
     async def decide() -> PublishPlan:
         decided = await make_plan(content, destination, options.threads, FORCED if options.force else PLAIN)
         if not options.force:
@@ -198,7 +198,7 @@ async def _publish(content: Content, destination: Destination, options: argparse
             return await carry_out_plan(decided, decide, destination, options.threads, progress.add, _say)
 
 
-async def _check(content: Content, destination: Destination, options: argparse.Namespace) -> int:
+async def _check(content: FolderContent, destination: Destination, options: argparse.Namespace) -> int:
     """Compare the published version with the folder, by sha256; return the exit code."""
     _end_on_sigterm()
     async with contextlib.aclosing(destination):

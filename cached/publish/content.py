@@ -26,11 +26,11 @@ from cached.core.selection.indexes import read_indexes
 from cached.core.selection.losses import find_losses
 from cached.publish.destination import Progress, Upload
 from cached.publish.usable import check_golden, find_unusable, reader
-from cached.sources.local.tree import PlainFile, Tree, file_error, walk
+from cached.sources.local.tree import FolderTree, PlainFile, file_error, walk
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class FolderContent:
     """A folder's manifest, and the path of each of its files."""
 
     manifest: Manifest
@@ -38,7 +38,7 @@ class Content:
 
 
 @dataclass(frozen=True, slots=True)
-class LeftOut:
+class UnpublishedFiles:
     """Files of the folder that are not published: the topmost name of each, or what they are in words, and why."""
 
     what: str
@@ -50,7 +50,7 @@ class FolderListing:
     """The files of a folder to publish, those that stay out, and what is wrong with the version."""
 
     files: tuple[PlainFile, ...]
-    left_out: tuple[LeftOut, ...]
+    left_out: tuple[UnpublishedFiles, ...]
     findings: tuple[Finding, ...]
 
 
@@ -63,7 +63,9 @@ def list_folder(base: Path, rules: Rules | None, golden: Path | None) -> FolderL
     if not own and not tree.odd and not tree.unlisted:
         raise Permanent("empty", f"{base}: expected files to publish, found none", "name the model's folder")
     records = [
-        LeftOut(name, "a record of Holdfast's own") for name in (MANIFEST_NAME, RESERVED) if (base / name).exists()
+        UnpublishedFiles(name, "a record of Holdfast's own")
+        for name in (MANIFEST_NAME, RESERVED)
+        if (base / name).exists()
     ]
     found = _all_files(base, tree, own) if rules is None else _select(base, tree, own, rules)
     files = found.files
@@ -76,14 +78,14 @@ def list_folder(base: Path, rules: Rules | None, golden: Path | None) -> FolderL
     return FolderListing(files, (*records, *found.left_out), (*found.findings, *find_unusable(files)))
 
 
-def _all_files(base: Path, tree: Tree, own: Sequence[PlainFile]) -> FolderListing:
+def _all_files(base: Path, tree: FolderTree, own: Sequence[PlainFile]) -> FolderListing:
     for problem in (*(tree.odd[path] for path in sorted(tree.odd)), *(each.problem for each in tree.unlisted)):
         raise problem
     check_names(str(base), (file.path for file in own))
     return FolderListing(tuple(own), (), ())
 
 
-def _select(base: Path, tree: Tree, own: Sequence[PlainFile], rules: Rules) -> FolderListing:
+def _select(base: Path, tree: FolderTree, own: Sequence[PlainFile], rules: Rules) -> FolderListing:
     by_path = {file.path: file for file in own}
     remote = [RemoteFile(file.path, str(file.real), file.size, file.validator) for file in own]
     remote += [RemoteFile(path, "", None, problem=problem) for path, problem in sorted(tree.odd.items())]
@@ -99,14 +101,14 @@ def _select(base: Path, tree: Tree, own: Sequence[PlainFile], rules: Rules) -> F
         ) from error
     entries = [*(file.path for file in remote), *(f"{folder.path}x" for folder in tree.unlisted)]
     clutter = sorted({root_of_clutter(path) for path in entries if is_clutter(path)})
-    left_out = [LeftOut(name, "no part of a model") for name in clutter]
+    left_out = [UnpublishedFiles(name, "no part of a model") for name in clutter]
     sizes = {file.path: file.size for file in own}
     for kind, (count, size, first) in summarize(selection.left_out, sizes).items():
         more = f" and {count - 1} more" if count > 1 else ""
-        left_out.append(LeftOut(f"{first}{more}, {format_size(size)}", f"{kind}: --for all publishes it too"))
+        left_out.append(UnpublishedFiles(f"{first}{more}, {format_size(size)}", f"{kind}: --for all publishes it too"))
     if selection.dropped:
         more = f" and {len(selection.dropped) - 1} more" if len(selection.dropped) > 1 else ""
-        left_out.append(LeftOut(f"{selection.dropped[0]}{more}", "not chosen by --include and --exclude"))
+        left_out.append(UnpublishedFiles(f"{selection.dropped[0]}{more}", "not chosen by --include and --exclude"))
     files = tuple(by_path[file.path] for file in selection.files)
     return FolderListing(files, tuple(left_out), find_losses(selection.dropped, {file.path for file in files}))
 
@@ -118,7 +120,7 @@ def _named_golden(path: Path) -> PlainFile:
         raise file_error(error, path) from error
 
 
-def hash_all(files: Sequence[PlainFile], threads: int, progress: Progress) -> Content:
+def hash_all(files: Sequence[PlainFile], threads: int, progress: Progress) -> FolderContent:
     """Hash the files with `threads` threads, largest first, and return the manifest; raises `HoldfastError`."""
 
     def hash_one(file: PlainFile) -> Upload:
@@ -134,4 +136,4 @@ def hash_all(files: Sequence[PlainFile], threads: int, progress: Progress) -> Co
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return Content(Manifest.build(upload.entry for upload in uploads), tuple(uploads))
+    return FolderContent(Manifest.build(upload.entry for upload in uploads), tuple(uploads))

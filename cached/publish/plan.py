@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent
 from cached.contract.manifest import Manifest
-from cached.publish.content import Content
+from cached.publish.content import FolderContent
 from cached.publish.destination import Destination, Progress, Say, Stored, Upload
 from cached.publish.mark import Mark
 from cached.publish.parallel import in_parallel, ungrouped
@@ -41,7 +41,7 @@ class PublishPlan:
     exists already. `replaced`: the digest of another version's manifest, if any; `obsolete`: paths that only that one
     lists. `manifest` and `listing`: the destination's state when the plan was made."""
 
-    content: Content
+    content: FolderContent
     uploads: dict[Upload, str]
     sealed: bool
     replaced: Digest | None
@@ -81,7 +81,9 @@ FORCED = Comparisons(sealed=_by_sha256, unsealed=_by_checksum)
 CHECKED = Comparisons(sealed=_by_sha256, unsealed=_by_sha256)
 
 
-async def make_plan(content: Content, destination: Destination, requests: int, comparisons: Comparisons) -> PublishPlan:
+async def make_plan(
+    content: FolderContent, destination: Destination, requests: int, comparisons: Comparisons
+) -> PublishPlan:
     """Compare the content with the destination, with `requests` comparisons at once; return the changes."""
     stored_manifest = await destination.read_manifest()
     listing = await destination.list_files(content.manifest.files)

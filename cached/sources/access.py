@@ -23,7 +23,7 @@ from cached.transport.target import Headers, HttpTarget
 
 
 @dataclass(frozen=True, slots=True)
-class Credentials:
+class LocationCredentials:
     """What authorizes the requests of a location: `tokens`, or `sign`, which adds a signature to a URL, or neither.
     `lacking`: why neither was found, where they were looked for."""
 
@@ -40,15 +40,15 @@ class LocationAccess(ABC):
         self._client = client
         self._display = display
         self._finding = threading.Lock()
-        self._found = Credentials() if is_anonymous else None
+        self._found = LocationCredentials() if is_anonymous else None
 
     @abstractmethod
-    def _find(self, cancellation: Cancellation) -> Credentials:
+    def _find(self, cancellation: Cancellation) -> LocationCredentials:
         """Look for the credentials. May wait for a token. Raises `HoldfastError` where another look may find some."""
 
     @abstractmethod
     def _explain(self, lacking: HoldfastError | None, response: Response) -> HoldfastError | None:
-        """Return the error of a response; None for the general one. `lacking`: as in `Credentials`."""
+        """Return the error of a response; None for the general one. `lacking`: as in `LocationCredentials`."""
 
     def service(self, cancellation: Cancellation) -> Service:
         """Return the service with its tokens, for requests that end with `cancellation`, to URLs that are `signed`. May
@@ -88,14 +88,14 @@ class LocationAccess(ABC):
             return None
         return _sign(target, found) if found.tokens is None else found.tokens.authorize_now(target)
 
-    def _credentials(self, cancellation: Cancellation) -> Credentials:
+    def _credentials(self, cancellation: Cancellation) -> LocationCredentials:
         with self._finding:
             if self._found is None:
                 self._found = self._find(cancellation)
             return self._found
 
 
-def _sign(target: HttpTarget, found: Credentials) -> HttpTarget:
+def _sign(target: HttpTarget, found: LocationCredentials) -> HttpTarget:
     if found.sign is None:
         return target
     url = found.sign(target.url)

@@ -102,7 +102,7 @@ class Addressed(Protocol):
 
 
 @runtime_checkable
-class Finding(Protocol):
+class Describing(Protocol):
     """A source that describes named files without listing a folder: for resolvers whose own index has the names."""
 
     async def find(self, paths: Sequence[str]) -> Listing:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME
 from cached.core.listing import Checksum, Listing, RemoteFile, is_reserved
-from cached.sources.base import Finding, Opener, Source, identity_of
+from cached.sources.base import Describing, Opener, Source, identity_of
 from cached.sources.manifests import list_mirrored, read_manifest, unfinished_publish
 from cached.sources.small_files import SmallFiles
 from cached.transport.client import HttpClient
@@ -60,7 +60,7 @@ class Resolution:
 
 
 @dataclass(slots=True)
-class _Resolved:
+class _ResolvedVersion:
     sources: list[Source]
     referrals: tuple[Referral, ...]
     revision: str | None
@@ -84,7 +84,7 @@ class ResolvedSource:
         self._opener = opener
         self._find = find
         self._finding = asyncio.Lock()
-        self._found: _Resolved | None = None
+        self._found: _ResolvedVersion | None = None
 
     async def resolve(self) -> Listing:
         """List the version at every place that the resolver names. Raises as `Source.resolve`."""
@@ -137,13 +137,13 @@ class ResolvedSource:
         data = await SmallFiles(self, self._client).read(own, MAX_MANIFEST_BYTES)
         return await asyncio.to_thread(lambda: list_mirrored(listing, read_manifest(data, where), where))
 
-    async def _resolved(self) -> _Resolved:
+    async def _resolved(self) -> _ResolvedVersion:
         async with self._finding:
             if self._found is None:
                 self._found = await call_in_thread(self._open)
             return self._found
 
-    def _open(self, cancellation: Cancellation) -> _Resolved:
+    def _open(self, cancellation: Cancellation) -> _ResolvedVersion:
         resolution = self._find(cancellation)
         if not resolution.referrals:
             raise Permanent("not_found", f"{self.display}: expected a place of files, found none", "check the version")
@@ -159,7 +159,7 @@ class ResolvedSource:
             except HoldfastError as error:
                 problem = f"{self.display} leads to a place that cannot be opened: {error.message}"
                 raise Permanent(error.code, problem, error.remedy) from error
-        return _Resolved(sources, resolution.referrals, resolution.revision)
+        return _ResolvedVersion(sources, resolution.referrals, resolution.revision)
 
     async def _list(self, source: Source, referral: Referral, turns: asyncio.Semaphore) -> Listing | HoldfastError:
         try:
@@ -181,7 +181,7 @@ class ResolvedSource:
 
 async def _find_named(source: Source, named: Sequence[Named]) -> Listing:
     """Return the named files with what their source and the resolver say of them, by the paths of the version."""
-    if isinstance(source, Finding):
+    if isinstance(source, Describing):
         listing = await source.find([each.at for each in named])
     else:
         listing = await source.resolve()
@@ -226,7 +226,7 @@ def _without_ours(listing: Listing) -> Listing:
     return replace(listing, files=tuple(file for file in listing.files if not is_reserved(file.path)))
 
 
-def _merge(listings: Sequence[Listing], found: _Resolved) -> Listing:
+def _merge(listings: Sequence[Listing], found: _ResolvedVersion) -> Listing:
     """Return one listing. The identity of a single place is its own: a file has one partial blob, however it was come
     by."""
     if len(listings) == 1:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.core.listing import Listing, RemoteFile
-from cached.sources.base import Finding, Source
+from cached.sources.base import Describing, Source
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import call_in_thread
@@ -29,7 +29,7 @@ class SmallFiles:
 
     async def find(self, paths: Sequence[str]) -> dict[str, RemoteFile]:
         """Return those of `paths` that are there. Raises as `Source.resolve`, or with the problem of one of them."""
-        if isinstance(self.source, Finding):
+        if isinstance(self.source, Describing):
             self.listing = await self.source.find(paths)
         elif self.listing is None:
             self.listing = await self.source.resolve()

@@ -105,18 +105,18 @@ def recover(layout: Layout) -> Recovered:
             found = _recover_unchanged(layout, believed)
             _log.info("start index: believed, of %d versions; the tree is not read", len(found.models))
             return found
-    except index.Doubt as doubt:
+    except index.IndexNotBelieved as doubt:
         _log.info("start index: not used, the whole tree is read: %s", doubt)
     return recover_by_tree(layout)
 
 
 def _recover_unchanged(layout: Layout, believed: index.Believed) -> Recovered:
-    """Read what an index does not have: the folders of what is under way, which are small; raises `Doubt` where more
-    than those may change."""
+    """Read what an index does not have: the small folders of what is being fetched. Raises `IndexNotBelieved` where
+    more than those may change."""
     contents = believed.contents
     digests = _read_digests(layout)
     if any((layout.ingest / id_ / "data").exists() for id_ in digests):
-        raise index.Doubt("a finished blob waits for its name")
+        raise index.IndexNotBelieved("a finished blob waits for its name")
     _sweep((*_list_flat(layout), *_list_folders(layout.public.status, layout.ingest), *believed.to_sweep), layout.trash)
     partial = [folder for folder in _list_folders(layout.ingest) if folder.is_dir()]
     for folder in (layout.root, layout.private, layout.ingest, *partial, layout.kept, layout.trash):

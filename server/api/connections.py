@@ -43,21 +43,21 @@ class Connections:
     def __init__(self, limits: ConnectionLimits, closed: Callable[[str], None]) -> None:
         self.limits = limits
         self.closed = closed
-        self._open: set[_Connection] = set()
+        self._open: set[_ClientConnection] = set()
 
     def __len__(self) -> int:
         return len(self._open)
 
     def admit(self, handler: web.RequestHandler) -> asyncio.Protocol:
         """Return the protocol of a new connection, whose requests `handler` reads."""
-        return _Connection(handler, self)
+        return _ClientConnection(handler, self)
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Mark the request's connection as in work until the handler has ended. A handler that sends the answer itself
         is protected until the client has it."""
         protocol = None if request.transport is None else request.transport.get_protocol()
-        if not isinstance(protocol, _Connection):  # the client is gone
+        if not isinstance(protocol, _ClientConnection):  # the client is gone
             return await handler(request)
         with protocol.working(request):
             return await handler(request)
@@ -74,23 +74,23 @@ class Connections:
         for connection in [one for one in self._open if one.is_idle and one.is_used]:
             connection.close()
 
-    def add(self, connection: _Connection) -> None:
+    def add(self, connection: _ClientConnection) -> None:
         """Add a new connection, and close another one past the limit."""
         self._open.add(connection)
         if len(self._open) > self.limits.most:
             self._close_oldest(connection)
 
-    def discard(self, connection: _Connection) -> None:
+    def discard(self, connection: _ClientConnection) -> None:
         self._open.discard(connection)
 
-    def _close_oldest(self, newest: _Connection | None) -> None:
+    def _close_oldest(self, newest: _ClientConnection | None) -> None:
         # Idle ones first, then those that sent a part of a request: that one may still become work.
         found = [one for one in self._open if one is not newest and not one.is_working]
         if found:
             min(found, key=lambda one: (not one.is_idle, one.is_receiving, one.since)).abort("number")
 
 
-class _Connection(asyncio.Protocol):
+class _ClientConnection(asyncio.Protocol):
     """One client's connection: passes bytes to aiohttp's handler, and ends what takes too long."""
 
     def __init__(self, handler: web.RequestHandler, connections: Connections) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from aiohttp import web
 
 from server.engine.types import AboutVectors, Embedded
-from server.lifecycle.admission import Verdict
+from server.lifecycle.admission import GoldenComparison
 from server.lifecycle.registry import Card, PendingVersion
 
 
@@ -39,7 +39,7 @@ def error_response(
     return web.json_response(error_document(message, kind, param, code), status=status, headers=headers)
 
 
-def model_document(card: Card, golden: Verdict | None, pending: PendingVersion | None) -> dict[str, Any]:
+def model_document(card: Card, golden: GoldenComparison | None, pending: PendingVersion | None) -> dict[str, Any]:
     """Return one model of `/v1/models`, with fields of ours that OpenAI's clients ignore."""
     snapshot, about = card.snapshot, card.about
     return {

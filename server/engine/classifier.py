@@ -32,7 +32,7 @@ from server.engine.types import (
     Activation,
     Features,
     InvalidRequest,
-    Kind,
+    ModelKind,
     Prompt,
     Scored,
     ScoringInputs,
@@ -58,7 +58,7 @@ ScoringJob = Job[ScoringInputs, Scored]
 
 
 @dataclass(frozen=True, slots=True)
-class Recipe:
+class ClassifierRecipe:
     """What sentence-transformers' files say of a classifier. `activation` is None where they say nothing."""
 
     transformer: TransformerSettings = field(default_factory=TransformerSettings)
@@ -70,7 +70,7 @@ class Recipe:
 class Classifier:
     """A sequence classification model on its device; the model of `/v1/rerank` and `/v1/classify`."""
 
-    def __init__(self, loaded: Loaded, recipe: Recipe, device: str) -> None:
+    def __init__(self, loaded: Loaded, recipe: ClassifierRecipe, device: str) -> None:
         self._loaded = loaded
         self._recipe = recipe
         self._device = device
@@ -100,7 +100,7 @@ class Classifier:
     def about(self) -> About:
         loaded, labels = self._loaded, self._loaded.config.id2label
         return About(
-            Kind.CLASSIFICATION,
+            ModelKind.CLASSIFICATION,
             self._tokens.context,
             self._device,
             str(loaded.dtype).removeprefix("torch."),
@@ -257,11 +257,11 @@ class Classifier:
             raise too_long(limit, f"{len(ids)} in an input{_ADVICE}", param)
 
 
-def read_recipe(directory: Path, declared: Declared) -> Recipe:
+def read_recipe(directory: Path, declared: Declared) -> ClassifierRecipe:
     """Read what sentence-transformers wrote beside a classifier; raises `Permanent` for a setting that is not honoured.
     Without modules.json it reads none of these files, nor does this."""
     if not (directory / "modules.json").is_file():
-        return Recipe()
+        return ClassifierRecipe()
     path = directory / "config_sentence_transformers.json"
     model = read_document(path)
     read_entries(directory / "modules.json")
@@ -274,19 +274,19 @@ def read_recipe(directory: Path, declared: Declared) -> Recipe:
         if length is not None:
             raise unsupported(directory / declared.inside, name, length, "null: a pair is cut as a whole")
     prompts, default = read_prompts(path, model, {})
-    return Recipe(
+    return ClassifierRecipe(
         transformer, model.get("activation_fn"), prompts[default] if default is not None else "", from_modules=True
     )
 
 
-def _context(loaded: Loaded, recipe: Recipe) -> int | None:
+def _context(loaded: Loaded, recipe: ClassifierRecipe) -> int | None:
     """Return the least of the model's positions and the limit of its files, as for embeddings."""
     limit = recipe.transformer.max_length or loaded.tokenizer.model_max_length
     own = positions(loaded.config)
     return limit if own is None else min(own, limit)
 
 
-def _ranking(config: Any, recipe: Recipe) -> Callable[[torch.Tensor], torch.Tensor]:
+def _ranking(config: Any, recipe: ClassifierRecipe) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return sentence-transformers' activation of a CrossEncoder (6.2, `get_default_activation_fn`)."""
     older = getattr(config, "sbert_ce_default_activation_function", None)
     named = getattr(config, "sentence_transformers", None)

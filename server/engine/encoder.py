@@ -27,7 +27,7 @@ from server.engine.types import (
     EmbeddingRequest,
     EncodedText,
     InvalidRequest,
-    Kind,
+    ModelKind,
     Truncation,
 )
 
@@ -50,7 +50,7 @@ class Encoder:
             torch.device(device).type, lambda text: ((), len(text.ids)), MAX_SEQUENCES
         )
         self.about = About(
-            Kind.EMBEDDINGS,
+            ModelKind.EMBEDDINGS,
             self._texts.context,
             device,
             str(loaded.dtype).removeprefix("torch."),

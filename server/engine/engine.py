@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Generic, Protocol, TypeVar
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
-from server.engine.protocol import Load, PreparedT, RequestT_contra
+from server.engine.protocol import EngineLoad, PreparedT, RequestT_contra
 
 _LOG = logging.getLogger(__name__)
 
@@ -159,11 +159,11 @@ class ThreadedEngine(Generic[RequestT, PreparedT, EventT]):
         finally:
             job.cancel()
 
-    def capacity(self) -> Load:
+    def capacity(self) -> EngineLoad:
         """Count the requests that wait and run."""
         with self._changed:
             waiting = sum(not job.ended for job in self._waiting) + self._preparing
-            return Load(waiting, sum(not job.ended for job in self._running))
+            return EngineLoad(waiting, sum(not job.ended for job in self._running))
 
     def close(self) -> None:
         """Cancel all jobs and let the threads end after their current step."""

@@ -17,7 +17,7 @@ from transformers.models.auto import modeling_auto
 from cached.contract.errors import Permanent
 from server.engine import allowed
 from server.engine.kinds import Declared
-from server.engine.types import Kind
+from server.engine.types import ModelKind
 from server.weights.format.checkpoint import open_checkpoint
 from server.weights.pretrained import read_config
 
@@ -31,7 +31,7 @@ class _Candidate:
     """A class that has all its tensors in the files, and how many of theirs it has no place for."""
 
     architecture: str
-    kind: Kind | None
+    kind: ModelKind | None
     left: int
 
 
@@ -56,10 +56,10 @@ def find_head(directory: Path, declared: Declared) -> Declared:
 
 
 def _candidates(config: Any, names: set[str]) -> Iterator[_Candidate]:
-    heads: tuple[tuple[Any, Kind | None], ...] = (
-        (_auto.MODEL_MAPPING, Kind.EMBEDDINGS),
-        (_auto.MODEL_FOR_CAUSAL_LM_MAPPING, Kind.COMPLETIONS),
-        (_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, Kind.CLASSIFICATION),
+    heads: tuple[tuple[Any, ModelKind | None], ...] = (
+        (_auto.MODEL_MAPPING, ModelKind.EMBEDDINGS),
+        (_auto.MODEL_FOR_CAUSAL_LM_MAPPING, ModelKind.COMPLETIONS),
+        (_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, ModelKind.CLASSIFICATION),
         (_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING, None),
         (_auto.MODEL_FOR_QUESTION_ANSWERING_MAPPING, None),
         (_auto.MODEL_FOR_MASKED_LM_MAPPING, None),
@@ -97,7 +97,7 @@ def _count_left(model_class: Any, config: Any, names: set[str]) -> int | None:
     return None
 
 
-def _is_allowed(architecture: str, config: Any, kind: Kind | None) -> bool:
-    if kind is Kind.EMBEDDINGS:
+def _is_allowed(architecture: str, config: Any, kind: ModelKind | None) -> bool:
+    if kind is ModelKind.EMBEDDINGS:
         return config.model_type in allowed.ENCODERS
-    return architecture in (allowed.GENERATORS if kind is Kind.COMPLETIONS else allowed.CLASSIFIERS)
+    return architecture in (allowed.GENERATORS if kind is ModelKind.COMPLETIONS else allowed.CLASSIFIERS)

@@ -16,7 +16,7 @@ from cached.contract.loadable.beginnings import LOOKED_AT_BYTES
 from cached.contract.loadable.names import role_of
 from cached.contract.loadable.verdict import find_stand_in
 from server.engine import allowed
-from server.engine.types import Kind
+from server.engine.types import ModelKind
 
 _APP = "serve it with your own code (--app MODULE:FACTORY)"
 _VLLM = "serve it with vLLM (--load-format holdfast reads this folder), or with your own code (--app MODULE:FACTORY)"
@@ -52,7 +52,7 @@ class Declared:
     """What a folder says of itself. `inside`: the transformer's folder within it. `architecture` is None where
     config.json names none: the tensors' names decide then (`server.engine.model_files`)."""
 
-    kind: Kind | None
+    kind: ModelKind | None
     inside: str
     architecture: str | None
     model_type: str
@@ -121,7 +121,7 @@ def _by_modules(directory: Path) -> Declared:
     _refuse_bad_context(directory / inside, config)
     if family == "SentenceTransformer":
         half = model_type in allowed.WITH_MODULES
-        kind = Kind.EMBEDDINGS if half else _encoder(directory / inside, config)
+        kind = ModelKind.EMBEDDINGS if half else _encoder(directory / inside, config)
         return Declared(kind, inside, name, model_type)
     if family != "CrossEncoder":
         raise Permanent(
@@ -136,9 +136,9 @@ def _by_modules(directory: Path) -> Declared:
             f"found {', '.join(types) or 'no modules'}",
             _VLLM,
         )
-    if name is None or _kind_of(name, model_type) is not Kind.CLASSIFICATION:
+    if name is None or _kind_of(name, model_type) is not ModelKind.CLASSIFICATION:
         raise _unsupported(directory / inside, names or [model_type], config)
-    return Declared(Kind.CLASSIFICATION, inside, name, model_type)
+    return Declared(ModelKind.CLASSIFICATION, inside, name, model_type)
 
 
 def _module_types(directory: Path) -> tuple[list[str], str]:
@@ -154,19 +154,19 @@ def _module_types(directory: Path) -> tuple[list[str], str]:
     return types, where
 
 
-def _encoder(directory: Path, config: dict[str, Any]) -> Kind:
+def _encoder(directory: Path, config: dict[str, Any]) -> ModelKind:
     model_type = str(config.get("model_type") or "")
     if model_type not in allowed.ENCODERS or _reads(config) is not None:
         raise _unsupported(directory, _architectures(directory, config) or [model_type], config)
-    return Kind.EMBEDDINGS
+    return ModelKind.EMBEDDINGS
 
 
-def _kind_of(architecture: str, model_type: str) -> Kind | None:
+def _kind_of(architecture: str, model_type: str) -> ModelKind | None:
     if architecture in allowed.GENERATORS:
-        return Kind.COMPLETIONS
+        return ModelKind.COMPLETIONS
     if architecture in allowed.CLASSIFIERS:
-        return Kind.CLASSIFICATION
-    return Kind.EMBEDDINGS if allowed.ENCODERS.get(model_type) == architecture else None
+        return ModelKind.CLASSIFICATION
+    return ModelKind.EMBEDDINGS if allowed.ENCODERS.get(model_type) == architecture else None
 
 
 def _unsupported(directory: Path, names: list[str], config: dict[str, Any]) -> Permanent:

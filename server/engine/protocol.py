@@ -18,7 +18,7 @@ EventT_co = TypeVar("EventT_co", covariant=True)
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class EngineLoad:
     """The number of requests that wait for the model, and of those in it."""
 
     waiting: int
@@ -50,7 +50,7 @@ class InferenceEngine(Protocol[RequestT_contra, PreparedT, EventT_co]):
     def submit_prepared(self, prepared: PreparedT) -> AbstractContextManager[Submission[PreparedT, EventT_co]]:
         """Submit a request in tokens, as `submit` does, without the queue of texts that wait for the tokenizer."""
 
-    def capacity(self) -> Load:
+    def capacity(self) -> EngineLoad:
         """Count the requests that wait and run at this moment."""
 
     def close(self) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from server.engine.lora import Adapter
 
 
-class Kind(StrEnum):
+class ModelKind(StrEnum):
     """What a model computes."""
 
     EMBEDDINGS = "embeddings"
@@ -43,7 +43,7 @@ class About:
     chat template. `batch`: the most sequences it works on at once. `vectors`: of a model that embeds. `labels`: of a
     classifier, in the order of its scores."""
 
-    kind: Kind
+    kind: ModelKind
     context: int | None
     device: str
     dtype: str

@@ -35,7 +35,7 @@ _DIFFERENCES_SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class GoldenComparison:
     """How a version's answers compare. `largest` is the largest difference of a number, in the case `at`. `failures`
     has a line for each case that does not agree."""
 
@@ -82,7 +82,7 @@ async def admit(
         await judge(golden, served.golden, served.card.name, mode, device)
 
 
-async def judge(golden: Golden, verdict: Verdict, name: str, mode: GoldenMode, device: str) -> None:
+async def judge(golden: Golden, verdict: GoldenComparison, name: str, mode: GoldenMode, device: str) -> None:
     """Log how the answers compare; raises `Permanent` (`golden_mismatch`) where `mode` requires agreement."""
     if verdict.agrees:
         _LOG.info(
@@ -116,7 +116,7 @@ def read_golden(directory: Path) -> Golden | None:
         raise Permanent(error.code, f"{path}: {error.message}", error.remedy) from error
 
 
-async def replay(golden: Golden, url: str, model: str, headers: Mapping[str, str]) -> Verdict:
+async def replay(golden: Golden, url: str, model: str, headers: Mapping[str, str]) -> GoldenComparison:
     """Send each case to the server at `url` for its model `model`, with `headers` on each request."""
     largest, at, failures = 0.0, "", []
     timeout = aiohttp.ClientTimeout(total=_ANSWER_WITHIN_S)
@@ -132,10 +132,10 @@ async def replay(golden: Golden, url: str, model: str, headers: Mapping[str, str
                 largest, at = agreement.largest, f"{case.name}: {agreement.at}"
             if agreement.mismatch is not None:
                 failures.append(f"{case.name}: {agreement.mismatch}")
-    return Verdict(len(golden.cases), largest, at, tuple(failures))
+    return GoldenComparison(len(golden.cases), largest, at, tuple(failures))
 
 
-def explain(golden: Golden, verdict: Verdict, here: Environment, loaded: Collection[str]) -> Permanent:
+def explain(golden: Golden, verdict: GoldenComparison, here: Environment, loaded: Collection[str]) -> Permanent:
     """Return the error of a mismatch: the inputs, the differences, and the versions that changed since recording, of
     packages those that are `loaded` here."""
     changed = golden.environment.differences(here, loaded)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 from cached.contract.errors import HoldfastError, Permanent
 from server.engine.kinds import read_kind
-from server.engine.types import Kind, Limits
+from server.engine.types import Limits, ModelKind
 from server.lifecycle.metrics import ModelMetrics
 from server.lifecycle.snapshot import Snapshot
 
@@ -71,11 +71,11 @@ def load(snapshot: Snapshot, device: str, dtype: str, limits: Limits, metrics: M
                 from server.engine.heads import find_head
             declared = find_head(snapshot.path, declared)
         match declared.kind:  # a kind's modules are imported for the first model of it
-            case Kind.COMPLETIONS:
+            case ModelKind.COMPLETIONS:
                 with _import_errors():
                     from server.engine.generation.generator import TextGenerator
                 return TextGenerator.load(snapshot.path, device, dtype, limits, metrics, declared.architecture)
-            case Kind.CLASSIFICATION:
+            case ModelKind.CLASSIFICATION:
                 with _import_errors():
                     from server.engine.classifier import Classifier
                 return Classifier.load(snapshot.path, declared, device, dtype)
@@ -101,17 +101,17 @@ def load_adapter(snapshot: Snapshot, base: Model) -> Adapter:
 
 def is_encoder(model: Model) -> TypeGuard[Encoder]:
     """Tell by the model's own word: the class of a kind is imported for the first model of it."""
-    return model.about.kind is Kind.EMBEDDINGS
+    return model.about.kind is ModelKind.EMBEDDINGS
 
 
 def is_classifier(model: Model) -> TypeGuard[Classifier]:
     """Tell as `is_encoder` does."""
-    return model.about.kind is Kind.CLASSIFICATION
+    return model.about.kind is ModelKind.CLASSIFICATION
 
 
 def is_generator(model: Model) -> TypeGuard[TextGenerator]:
     """Tell as `is_encoder` does."""
-    return model.about.kind is Kind.COMPLETIONS
+    return model.about.kind is ModelKind.COMPLETIONS
 
 
 def share_memory(models: list[Model]) -> None:

@@ -16,12 +16,12 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from cached.contract.metrics import server as table
 from cached.contract.metrics.metric import Metric
 from cached.contract.release import VERSION
-from server.engine.protocol import Load
+from server.engine.protocol import EngineLoad
 from server.engine.types import About
 from server.lifecycle.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from server.lifecycle.admission import Verdict
+    from server.lifecycle.admission import GoldenComparison
     from server.weights.report import LoadReport
 
 
@@ -33,7 +33,7 @@ class ModelMetrics:
         self._model = model
         self.alive_at = 0.0  # when the model last generated a token, on the monotonic clock
 
-    def watch_queue(self, load: Callable[[], Load]) -> None:
+    def watch_queue(self, load: Callable[[], EngineLoad]) -> None:
         """Read `load` at each scrape."""
         self._families.waiting.labels(self._model).set_function(lambda: load().waiting)
         self._families.running.labels(self._model).set_function(lambda: load().running)
@@ -83,7 +83,7 @@ class ModelMetrics:
         """Set whether the model answered its last health check."""
         self._families.healthy.labels(self._model).set(healthy)
 
-    def set_golden(self, verdict: Verdict | None) -> None:
+    def set_golden(self, verdict: GoldenComparison | None) -> None:
         """Set how the answers agree with the golden predictions; None removes the series."""
         families = self._families
         if verdict is None:

@@ -24,7 +24,7 @@ from server.engine.types import (
     GenerationEvent,
     GenerationRequest,
     InvalidRequest,
-    Kind,
+    ModelKind,
     Sampling,
     Scored,
     ScoringInputs,
@@ -36,7 +36,7 @@ from server.lifecycle.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from server.engine.lora import Adapter
-    from server.lifecycle.admission import Verdict
+    from server.lifecycle.admission import GoldenComparison
 
 _ONE_TEXT = EmbeddingInputs((EncodedText((0,)),))
 _ONE_TOKEN = Continuation(((0,),), (1,), Sampling(temperature=0.0), ())
@@ -72,7 +72,7 @@ class _InService:
     """A model or adapter in service, and its requests, which a removal waits for. `golden`: how it agrees with its
     golden predictions; None where it has none, or they were not replayed."""
 
-    golden: Verdict | None = None
+    golden: GoldenComparison | None = None
 
     def __init__(self, card: Card, metrics: ModelMetrics) -> None:
         self.card = card
@@ -169,9 +169,9 @@ class ServedAdapter(_InService):
 Generating = ServedText | ServedAdapter
 Served = ServedEncoder | ServedClassifier | Generating
 _ANSWERED_AT = {
-    Kind.EMBEDDINGS: "/v1/embeddings",
-    Kind.COMPLETIONS: "/v1/chat/completions and /v1/completions",
-    Kind.CLASSIFICATION: "/v1/rerank and /v1/classify",
+    ModelKind.EMBEDDINGS: "/v1/embeddings",
+    ModelKind.COMPLETIONS: "/v1/chat/completions and /v1/completions",
+    ModelKind.CLASSIFICATION: "/v1/rerank and /v1/classify",
 }
 
 

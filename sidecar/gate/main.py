@@ -34,7 +34,7 @@ from sidecar.gate.progress import (
 )
 from sidecar.gate.settings import GateOptions, parse
 from sidecar.gate.snapshot import ChangingSnapshot, HeldSnapshot, InvalidLink, hold_snapshot, still_named
-from sidecar.gate.verdict import Doubts, Identity
+from sidecar.gate.verdict import GateDoubts, Identity
 from sidecar.gate.wakeup import FolderWatch, Wakeup
 
 if TYPE_CHECKING:  # loaded with `--log-format json` only
@@ -98,7 +98,7 @@ class Gate:
         self._readiness = readiness
         self._started = started
         self._heartbeat = daemon_status.Heartbeat(settings.public, time.monotonic, time.time)
-        self._doubts = Doubts(settings.public, time.monotonic)
+        self._doubts = GateDoubts(settings.public, time.monotonic)
         self._held: dict[ModelRequest, HeldSnapshot] = {}
         self._progress: dict[ModelRequest, GateProgress] = {}
         self._remedies: dict[ModelRequest, str] = {}  # of the daemon's errors, while there are any

@@ -71,7 +71,7 @@ def _of_bytes(stage: str, done: int, total: int, rate: float | None, eta_s: floa
     return GateProgress(stage, text, percent)
 
 
-class Output(Protocol):
+class ProgressOutput(Protocol):
     """Where progress and notices go; `in_place`: progress may replace the line before."""
 
     in_place: bool
@@ -134,7 +134,7 @@ class EventOutput:
 class ProgressPrinter:
     """Writes progress and notices to `output`; may be called from several threads."""
 
-    def __init__(self, output: Output) -> None:
+    def __init__(self, output: ProgressOutput) -> None:
         self._output = output
         self._lock = threading.Lock()
         self._printed: dict[ModelRequest, tuple[float, GateProgress]] = {}  # when and what, by version

@@ -41,7 +41,7 @@ class _Pending:
     sign_at: float
 
 
-class Doubts:
+class GateDoubts:
     """The doubts of one gate. `clock` gives monotonic seconds."""
 
     def __init__(self, public: PublicLayout, clock: Callable[[], float]) -> None:

@@ -131,13 +131,13 @@ class FolderWatch:
 
         wakeup = self._wakeup
 
-        class Handler(events.FileSystemEventHandler):
+        class ChangeHandler(events.FileSystemEventHandler):
             def on_any_event(self, _event: FileSystemEvent) -> None:
                 wakeup.wake()
 
         # Not all events: opening a folder to read it is one too, and would wake the gate for ever.
         kinds = [events.FileCreatedEvent, events.DirCreatedEvent, events.FileMovedEvent, events.DirMovedEvent]
-        return observer.schedule(Handler(), str(folder), event_filter=kinds)
+        return observer.schedule(ChangeHandler(), str(folder), event_filter=kinds)
 
     def _start_observer(self) -> BaseObserver:
         if self._observer is None:

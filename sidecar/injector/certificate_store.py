@@ -22,7 +22,7 @@ _ATTEMPTS = 5  # of replicas that write at the same moment, one succeeds each ti
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class CertificateObjects:
     """The objects of the certificate: its Secret, the webhook configuration, and the service it is for."""
 
     namespace: str
@@ -48,7 +48,7 @@ class Place:
 class CertificateStore:
     """One replica's part; `clock` returns the time with its zone."""
 
-    def __init__(self, api: KubeApi, place: Place, tls: ServingTls, clock: Callable[[], datetime]) -> None:
+    def __init__(self, api: KubeApi, place: CertificateObjects, tls: ServingTls, clock: Callable[[], datetime]) -> None:
         self._api = api
         self._place = place
         self._tls = tls

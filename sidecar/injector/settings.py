@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cached.contract.layout import DEFAULT_ROOT, Layout
 from cached.contract.program.options import OptionParser, parse_address, whole_number
-from sidecar.injector.certificate_store import Place
+from sidecar.injector.certificate_store import CertificateObjects
 from sidecar.injector.gate_container import GateMode, GateResources, GateSettings
 from sidecar.injector.kube import ACCOUNT
 from sidecar.injector.mode import Mode
@@ -38,7 +38,7 @@ class InjectorOptions:
     catalog: Path | None
     listen: tuple[str, int]
     metrics_listen: tuple[str, int]
-    certificate: Path | Place
+    certificate: Path | CertificateObjects
     pool_secret: PoolSecret | None
     drain_s: float
     log_level: str
@@ -135,7 +135,7 @@ def _gate(given: argparse.Namespace) -> GateSettings:
     )
 
 
-def _place(parser: OptionParser, given: argparse.Namespace) -> Place:
+def _place(parser: OptionParser, given: argparse.Namespace) -> CertificateObjects:
     namespace: str | None = given.namespace
     if namespace is None:
         path = ACCOUNT / "namespace"
@@ -143,10 +143,12 @@ def _place(parser: OptionParser, given: argparse.Namespace) -> Place:
             namespace = path.read_text().strip()
         except OSError as error:
             parser.error(f"expected --namespace or --cert-dir, found neither, and {path}: {error.strerror}")
-    return Place(namespace, given.cert_secret, given.webhook_name, given.service_name)
+    return CertificateObjects(namespace, given.cert_secret, given.webhook_name, given.service_name)
 
 
-def _pool_secret(parser: OptionParser, given: argparse.Namespace, certificate: Path | Place) -> PoolSecret | None:
+def _pool_secret(
+    parser: OptionParser, given: argparse.Namespace, certificate: Path | CertificateObjects
+) -> PoolSecret | None:
     if given.peer_secret is None:
         return None
     if isinstance(certificate, Path):

@@ -11,6 +11,7 @@ import base64
 import itertools
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +20,7 @@ from uuid import uuid4
 
 import pytest
 
-from cached.conformance.front import Front, Request, front_of
+from cached.conformance.front import Front, ProxiedRequest, front_of
 from cached.contract.trust import Trust
 from cached.sources.base import Source
 from cached.sources.registry import open_source
@@ -36,7 +37,7 @@ NO_CREDENTIALS = "a folder has no credentials"
 FIXED = "a password of a netrc file or a URI does not end"
 
 
-class Opening:
+class Opening(ABC):
     """What every place here has: sources that are opened as the daemon opens them."""
 
     uri = gone = ""
@@ -52,11 +53,12 @@ class Opening:
     def open(self, uri: str) -> Source:
         return open_source(uri, self._client)
 
-    def is_bytes(self, request: Request) -> bool:
+    def is_bytes(self, request: ProxiedRequest) -> bool:
         return request.method == "GET" and ".bin" in request.path
 
+    @abstractmethod
     def expire(self) -> None:
-        raise NotImplementedError
+        """As in `Place`."""
 
 
 class Folder(Opening):
@@ -78,6 +80,9 @@ class Folder(Opening):
 
     def remove(self, path: str) -> None:
         (self._folder / path).unlink()
+
+    def expire(self) -> None:
+        """A folder has no credentials and no addresses that end: the cases that need one are in `refused`."""
 
 
 class Web(Folder):
@@ -166,7 +171,7 @@ class Hub(Opening):
         for front in self.fronts:
             front.answer(403, b"expired", choose=self.is_bytes)
 
-    def is_bytes(self, request: Request) -> bool:
+    def is_bytes(self, request: ProxiedRequest) -> bool:
         return super().is_bytes(request) or (
             request.method == "GET" and not request.path.startswith(("/api", f"/{NAME}"))
         )

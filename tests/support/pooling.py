@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cached.daemon.pool import PoolTls
 from cached.fetch.pool.link import HttpPoolLink
-from cached.fetch.pool.membership import Membership, Place
+from cached.fetch.pool.membership import MemberAddress, Membership
 from cached.fetch.pool.node import PoolNode
 from cached.fetch.workers import PEER_HTTP
 from cached.peers.access import PoolKeys
@@ -64,7 +64,7 @@ class PoolMember:
         self.port = port
         self.served = Counted()
         self.cancellation = Cancellation()
-        self.membership = Membership([Place(HOST, each) for each in members], port)
+        self.membership = Membership([MemberAddress(HOST, each) for each in members], port)
         peer_http = tls.http if tls else PEER_HTTP
         client = stack.enter_context(closing(HttpClient(peer_http)))
         read_keys: Callable[[], PoolKeys] = lambda: keys  # noqa: E731

@@ -12,7 +12,7 @@ from collections.abc import Collection
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cached.contract.metrics.metric import Kind, Metric
+from cached.contract.metrics.metric import Metric, MetricKind
 
 _STANDARD = ("process_", "python_")
 
@@ -30,7 +30,7 @@ def list_complaints(page: str) -> list[str]:
 def find_differences(page: str, metrics: Collection[Metric]) -> set[str]:
     """Return the metrics of an exposition that are not in the table, or have another kind, help or labels there. The
     standard ones of the process and of Python, and `_created`, may be there."""
-    known = {metric.base if metric.kind is Kind.COUNTER else metric.name: metric for metric in metrics}
+    known = {metric.base if metric.kind is MetricKind.COUNTER else metric.name: metric for metric in metrics}
     wrong = set()
     for family in text_string_to_metric_families(page):
         metric = known.get(family.name)
@@ -38,7 +38,7 @@ def find_differences(page: str, metrics: Collection[Metric]) -> set[str]:
             if not family.name.startswith(_STANDARD) and not family.name.endswith("_created"):
                 wrong.add(f"{family.name}: not in the table")
             continue
-        kind = "gauge" if metric.kind is Kind.INFO else metric.kind.value
+        kind = "gauge" if metric.kind is MetricKind.INFO else metric.kind.value
         labels = {label for sample in family.samples for label in sample.labels} - {
             "le"
         }  # an empty one may be left out

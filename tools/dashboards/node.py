@@ -5,7 +5,7 @@ from __future__ import annotations
 from grafana_foundation_sdk.builders import dashboard as build
 
 from tools.dashboards.page import make_page, make_variable
-from tools.dashboards.panels import About, Query, make_bars, make_graph, make_stat, make_table
+from tools.dashboards.panels import PanelText, Query, make_bars, make_graph, make_stat, make_table
 
 UID = "holdfast-node"
 _N = 'node=~"$node"'
@@ -30,25 +30,29 @@ def make_node() -> build.Dashboard:
 def _add_summary(page: build.Dashboard) -> None:
     page.with_row(build.Row("Is anything wrong here?"))
     for about, expr, good in (
-        (About("Ready versions", "Versions that are published here."), f"sum(holdfast_model_ready{{{_N}}})", None),
-        (About("Waiting pods", "Pods whose weights are not here yet."), f"sum(holdfast_pods_waiting{{{_N}}})", None),
+        (PanelText("Ready versions", "Versions that are published here."), f"sum(holdfast_model_ready{{{_N}}})", None),
         (
-            About("Refused pods", "Pods that wait until a person corrects something."),
+            PanelText("Waiting pods", "Pods whose weights are not here yet."),
+            f"sum(holdfast_pods_waiting{{{_N}}})",
+            None,
+        ),
+        (
+            PanelText("Refused pods", "Pods that wait until a person corrects something."),
             f"sum(holdfast_pods_refused{{{_N}}}) or vector(0)",
             0,
         ),
         (
-            About("Missing space", "What must become free before fetches can go on.", "bytes"),
+            PanelText("Missing space", "What must become free before fetches can go on.", "bytes"),
             f"sum(holdfast_space_short_bytes{{{_N}}})",
             0,
         ),
         (
-            About("Refused entries", "Entries of the catalog that are refused here."),
+            PanelText("Refused entries", "Entries of the catalog that are refused here."),
             f"sum(holdfast_catalog_rejected_entries{{{_N}}})",
             0,
         ),
         (
-            About("Out of touch", "1 while the daemon cannot watch its pods."),
+            PanelText("Out of touch", "1 while the daemon cannot watch its pods."),
             f"1 - min(holdfast_kube_connected{{{_N}}})",
             0,
         ),
@@ -61,7 +65,7 @@ def _add_versions(page: build.Dashboard) -> None:
     by = "by (model, version)"
     page.with_panel(
         make_table(
-            About("Versions", "State and reason; own bytes are what an eviction frees."),
+            PanelText("Versions", "State and reason; own bytes are what an eviction frees."),
             [
                 ("State", "short", f"max by (model, version, state, reason) (holdfast_model_state{{{_N}}})"),
                 ("Size", "bytes", f"max {by} (holdfast_model_bytes{{{_N}}})"),
@@ -75,21 +79,21 @@ def _add_versions(page: build.Dashboard) -> None:
     )
     page.with_panel(
         make_bars(
-            About("Fill progress", "Bytes that are there of what is being fetched or hashed again.", "percentunit"),
+            PanelText("Fill progress", "Bytes that are there of what is being fetched or hashed again.", "percentunit"),
             Query(f"holdfast_model_fetched_bytes{{{_N}}} / holdfast_model_expected_bytes{{{_N}}}", _NAME),
             most=1,
         )
     )
     page.with_panel(
         make_graph(
-            About("Fetches", "By state; no_room: nothing can be evicted for it."),
+            PanelText("Fetches", "By state; no_room: nothing can be evicted for it."),
             Query(f"holdfast_fetches{{{_N}}}", "{{state}}"),
             stacked=True,
         )
     )
     page.with_panel(
         make_graph(
-            About("Digests", "Content of each version: where a name moves, one line ends and another begins."),
+            PanelText("Digests", "Content of each version: where a name moves, one line ends and another begins."),
             Query(f"holdfast_model_info{{{_N}}}", _NAME + " {{digest}}"),
         )
     )
@@ -99,18 +103,18 @@ def _add_pods(page: build.Dashboard) -> None:
     page.with_row(build.Row("Who waits?"))
     page.with_panel(
         make_graph(
-            About("Waiting pods", "By version."), Query(f"holdfast_model_pods_waiting{{{_N}}}", _NAME), stacked=True
+            PanelText("Waiting pods", "By version."), Query(f"holdfast_model_pods_waiting{{{_N}}}", _NAME), stacked=True
         )
     )
     page.with_panel(
         make_graph(
-            About("Longest wait", "Of the first pod that waits for a version.", "s"),
+            PanelText("Longest wait", "Of the first pod that waits for a version.", "s"),
             Query(f"time() - holdfast_model_waiting_since_timestamp_seconds{{{_N}}}", _NAME),
         )
     )
     page.with_panel(
         make_graph(
-            About("Refused pods", "By the code of the refusal."),
+            PanelText("Refused pods", "By the code of the refusal."),
             Query(f"holdfast_pods_refused{{{_N}}}", "{{reason}}"),
             stacked=True,
         )
@@ -121,14 +125,14 @@ def _add_disk(page: build.Dashboard) -> None:
     page.with_row(build.Row("What fills the disk?"))
     page.with_panel(
         make_graph(
-            About("Own bytes of versions", "What the eviction of each would free.", "bytes"),
+            PanelText("Own bytes of versions", "What the eviction of each would free.", "bytes"),
             Query(f"holdfast_model_exclusive_bytes{{{_N}}}", _NAME),
             stacked=True,
         )
     )
     page.with_panel(
         make_graph(
-            About("Store", "Committed, reserved for fetches, dying (quarantine and the like), and free.", "bytes"),
+            PanelText("Store", "Committed, reserved for fetches, dying (quarantine and the like), and free.", "bytes"),
             Query(f"holdfast_store_bytes{{{_N}}}", "{{state}}"),
             Query(f"holdfast_store_free_bytes{{{_N}}}", "free"),
             stacked=True,
@@ -136,7 +140,7 @@ def _add_disk(page: build.Dashboard) -> None:
     )
     page.with_panel(
         make_graph(
-            About("Evictions", "Evicted versions, by why."),
+            PanelText("Evictions", "Evicted versions, by why."),
             Query(f"increase(holdfast_evictions_total{{{_N}}}[$__rate_interval])", "{{reason}}"),
             stacked=True,
         )
@@ -147,14 +151,14 @@ def _add_bytes(page: build.Dashboard) -> None:
     page.with_row(build.Row("Bytes: from where, and are they right?"))
     page.with_panel(
         make_graph(
-            About("Traffic", "Bytes from origins and peers, by the kind of source.", "Bps"),
+            PanelText("Traffic", "Bytes from origins and peers, by the kind of source.", "Bps"),
             Query(f"rate(holdfast_fetch_bytes_total{{{_N}}}[$__rate_interval])", "{{source}}"),
             stacked=True,
         )
     )
     page.with_panel(
         make_graph(
-            About("Blob fetch time", "95 % of the blobs, from the first request to the commit.", "s"),
+            PanelText("Blob fetch time", "95 % of the blobs, from the first request to the commit.", "s"),
             Query(
                 "histogram_quantile(0.95, sum by (source, le)"
                 f" (rate(holdfast_fetch_seconds_bucket{{{_N}}}[$__rate_interval])))",
@@ -164,27 +168,29 @@ def _add_bytes(page: build.Dashboard) -> None:
     )
     page.with_panel(
         make_graph(
-            About("Failed attempts", "By source and error."),
+            PanelText("Failed attempts", "By source and error."),
             Query(f"increase(holdfast_fetch_errors_total{{{_N}}}[$__rate_interval])", "{{source}} {{reason}}"),
             stacked=True,
         )
     )
     page.with_panel(
         make_graph(
-            About("Last answer of a source", "Since a source of this kind last told what a version consists of.", "s"),
+            PanelText(
+                "Last answer of a source", "Since a source of this kind last told what a version consists of.", "s"
+            ),
             Query(f"time() - holdfast_source_resolved_timestamp_seconds{{{_N}}}", "{{source}}"),
         )
     )
     page.with_panel(
         make_graph(
-            About("Wrong checksums", "By where they were found."),
+            PanelText("Wrong checksums", "By where they were found."),
             Query(f"increase(holdfast_verify_failures_total{{{_N}}}[$__rate_interval])", "{{where}}"),
             stacked=True,
         )
     )
     page.with_panel(
         make_graph(
-            About("Scrub", "Bytes a second that are hashed again.", "Bps"),
+            PanelText("Scrub", "Bytes a second that are hashed again.", "Bps"),
             Query(f"rate(holdfast_scrub_bytes_total{{{_N}}}[$__rate_interval])", "hashed"),
         )
     )
@@ -195,16 +201,18 @@ def _add_daemon(page: build.Dashboard) -> None:
     job = f'{_N},job=~".*holdfast-daemon"'
     page.with_panel(
         make_graph(
-            About("Processor", "Cores in use.", "short"),
+            PanelText("Processor", "Cores in use.", "short"),
             Query(f"rate(process_cpu_seconds_total{{{job}}}[$__rate_interval])", "daemon"),
         )
     )
     page.with_panel(
-        make_graph(About("Memory", "Resident.", "bytes"), Query(f"process_resident_memory_bytes{{{job}}}", "daemon"))
+        make_graph(
+            PanelText("Memory", "Resident.", "bytes"), Query(f"process_resident_memory_bytes{{{job}}}", "daemon")
+        )
     )
     page.with_panel(
         make_graph(
-            About("Failures at the API server", "Of the pod watch, the node's labels and Events."),
+            PanelText("Failures at the API server", "Of the pod watch, the node's labels and Events."),
             Query(f"increase(holdfast_kube_watch_failures_total{{{_N}}}[$__rate_interval])", "watch"),
             Query(f"increase(holdfast_kube_node_failures_total{{{_N}}}[$__rate_interval])", "labels"),
             Query(f"increase(holdfast_kube_event_failures_total{{{_N}}}[$__rate_interval])", "Events"),

@@ -32,7 +32,7 @@ class Query:
 
 
 @dataclass(frozen=True, slots=True)
-class About:
+class PanelText:
     """What every panel has: its title, what it shows, and the unit of its values in Grafana's words."""
 
     title: str
@@ -40,7 +40,7 @@ class About:
     unit: str = "short"
 
 
-def make_graph(about: About, *queries: Query, width: int = 8, stacked: bool = False) -> timeseries.Panel:
+def make_graph(about: PanelText, *queries: Query, width: int = 8, stacked: bool = False) -> timeseries.Panel:
     """Return a panel of series over time; `stacked` where their sum means something."""
     legend = common.VizLegendOptions().display_mode(look.LegendDisplayMode.LIST)
     panel = (
@@ -65,7 +65,7 @@ def make_graph(about: About, *queries: Query, width: int = 8, stacked: bool = Fa
     return panel
 
 
-def make_stat(about: About, query: Query, *, good: float | None = None, width: int = 4) -> stat.Panel:
+def make_stat(about: PanelText, query: Query, *, good: float | None = None, width: int = 4) -> stat.Panel:
     """Return a panel of one number; above `good` it is red."""
     limits = [model.Threshold(value=None, color=_GREEN)]
     if good is not None:
@@ -86,7 +86,7 @@ def make_stat(about: About, query: Query, *, good: float | None = None, width: i
     )
 
 
-def make_bars(about: About, query: Query, *, most: float, width: int = 8) -> bargauge.Panel:
+def make_bars(about: PanelText, query: Query, *, most: float, width: int = 8) -> bargauge.Panel:
     """Return a panel of horizontal bars, a bar a series, up to `most`."""
     limits = [model.Threshold(value=None, color=_GREEN)]
     return (
@@ -107,7 +107,7 @@ def make_bars(about: About, query: Query, *, most: float, width: int = 8) -> bar
     )
 
 
-def make_table(about: About, columns: Sequence[tuple[str, str, str]], *, hidden: Sequence[str] = ()) -> table.Panel:
+def make_table(about: PanelText, columns: Sequence[tuple[str, str, str]], *, hidden: Sequence[str] = ()) -> table.Panel:
     """Return a table whose rows are the series that the queries share. `columns`: title, unit and expression; labels
     are columns too, but for the `hidden` ones."""
     panel = (

@@ -34,7 +34,7 @@ class EntryKind(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class TarEntry:
     """One entry. `path`: as written, without a leading `./` and a trailing slash; `start`: the offset of its bytes in
     the archive; `target`: of a hard link, written as a path."""
 
@@ -50,7 +50,7 @@ Read = Callable[[int, int], bytes]  # the bytes [offset, offset + length), fewer
 
 def read_entries(
     read: Read, total: int | None, where: str, max_entries: int = MAX_ENTRIES
-) -> Generator[Entry, None, int | None]:
+) -> Generator[TarEntry, None, int | None]:
     """Yield the entries of an archive of `total` bytes in order (None: a stream, read from front to back); return the
     offset after the block that marks its end, None without one. Raises `Permanent` (`bad_tar`), and as `read`."""
     at, count = 0, 0
@@ -116,18 +116,18 @@ def _size(found: int, given: str | None, at: int, where: str) -> int:
     return found
 
 
-def _entry(header: tarfile.TarInfo, given: dict[str, str], start: int, size: int) -> Entry:
+def _entry(header: tarfile.TarInfo, given: dict[str, str], start: int, size: int) -> TarEntry:
     path = _plain(given.get("path", header.name))
     is_sparse = header.type == tarfile.GNUTYPE_SPARSE or _SPARSE in given
     if header.type in _FILES and not is_sparse:
         # In old archives a folder is a file whose name ends with a slash.
         is_folder = header.type == tarfile.AREGTYPE and given.get("path", header.name).endswith("/")
-        return Entry(path, EntryKind.FOLDER if is_folder else EntryKind.FILE, start, size)
+        return TarEntry(path, EntryKind.FOLDER if is_folder else EntryKind.FILE, start, size)
     if header.type == tarfile.DIRTYPE:
-        return Entry(path, EntryKind.FOLDER, start, 0)
+        return TarEntry(path, EntryKind.FOLDER, start, 0)
     if header.type == tarfile.LNKTYPE:
-        return Entry(path, EntryKind.LINK, start, 0, _plain(given.get("linkpath", header.linkname)))
-    return Entry(path, EntryKind.OTHER, start, size)
+        return TarEntry(path, EntryKind.LINK, start, 0, _plain(given.get("linkpath", header.linkname)))
+    return TarEntry(path, EntryKind.OTHER, start, size)
 
 
 def _pax(data: bytes, where: str) -> dict[str, str]:

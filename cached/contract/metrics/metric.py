@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 
-class Kind(Enum):
+class MetricKind(Enum):
     """The type of a metric. An info is a gauge whose value is 1 and whose labels say something."""
 
     COUNTER = "counter"
@@ -35,7 +35,7 @@ class Metric:
     values at most, for each of `per`. `buckets`: the upper bounds of a histogram, without infinity."""
 
     name: str
-    kind: Kind
+    kind: MetricKind
     help: str
     labels: tuple[str, ...] = ()
     combinations: int = 1
@@ -50,11 +50,11 @@ class Metric:
     @property
     def series(self) -> int:
         """The most series for each of `per`; a histogram has its buckets, infinity, a sum and a count."""
-        return self.combinations * (len(self.buckets) + 3 if self.kind is Kind.HISTOGRAM else 1)
+        return self.combinations * (len(self.buckets) + 3 if self.kind is MetricKind.HISTOGRAM else 1)
 
     def head(self) -> str:
         """Return the lines `# HELP` and `# TYPE`."""
-        kind = Kind.GAUGE if self.kind is Kind.INFO else self.kind
+        kind = MetricKind.GAUGE if self.kind is MetricKind.INFO else self.kind
         return f"# HELP {self.name} {self.help}\n# TYPE {self.name} {kind.value}\n"
 
     def sample(self, value: float, *labels: str) -> str:

@@ -85,11 +85,11 @@ class RepeatLimit(logging.Filter):
 
 def _lines(line: str) -> logging.Handler:
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Lines(line))
+    handler.setFormatter(_LineFormatter(line))
     return handler
 
 
-class _Lines(logging.Formatter):
+class _LineFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:
         text = super().formatMessage(record)
         left_out = getattr(record, "left_out", 0)

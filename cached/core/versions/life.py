@@ -16,8 +16,8 @@ from cached.core.planner import Cancel, Forget, Preempt, Refuse, Reprioritize
 from cached.core.retries import MAX_BAD_RESPONSES, failed_s, hopeless, pause_s
 from cached.core.versions.messages import (
     Admitted,
-    Answer,
     AnswerExpired,
+    AnswerPull,
     Arrived,
     CountWait,
     CountWant,
@@ -60,7 +60,7 @@ from cached.core.versions.record import (
     PinMismatch,
     Pull,
     Queued,
-    Refused,
+    RefusedWants,
     Running,
     Stopping,
     Version,
@@ -179,13 +179,13 @@ def _close(version: Version, answered: Collection[Pull]) -> Result:
         return version, ()
     ids = {pull.id for pull in answered}
     left = tuple(pull for pull in version.pulls if pull.id not in ids)
-    return replace(version, pulls=left), tuple(Answer(pull, asks=False) for pull in answered)
+    return replace(version, pulls=left), tuple(AnswerPull(pull, asks=False) for pull in answered)
 
 
 def _fail_pulls(version: Version, error: HoldfastError) -> Result:
     """Answer all pulls with an error; each stays in the record until its answer expires."""
     pulls = tuple(replace(pull, digest=None, error=error) for pull in version.pulls)
-    return replace(version, pulls=pulls), tuple(Answer(pull, asks=True) for pull in pulls)
+    return replace(version, pulls=pulls), tuple(AnswerPull(pull, asks=True) for pull in pulls)
 
 
 def _reopen_pulls(version: Version) -> Result:
@@ -200,7 +200,7 @@ def _reopen_pulls(version: Version) -> Result:
 def _handle_fetch(version: Version, event: FetchEvent) -> Result:
     state = version.state
     match event, state:
-        case Started(want, order), Inactive() | Failed() | Refused():
+        case Started(want, order), Inactive() | Failed() | RefusedWants():
             version, steps = _reopen_pulls(replace(version, state=Queued(Fetch(want, order))))
             return version, (*steps, ShowQueued(version.ref, want))
         case Admitted(), Queued(fetch):
@@ -211,7 +211,7 @@ def _handle_fetch(version: Version, event: FetchEvent) -> Result:
             return _stop(version, preempted=True)
         case Refuse(_, error), _:
             return _refuse(version, error)
-        case Forget(), Failed() | Refused():
+        case Forget(), Failed() | RefusedWants():
             return replace(version, state=Inactive(), failures=0), (ShowIdle(version.ref),)
         case Forget(), Stopping():
             return replace(version, state=replace(state, refused=None)), ()
@@ -243,7 +243,7 @@ def _refuse(version: Version, error: Permanent) -> Result:
     version, steps = _stop(version, preempted=False)
     if isinstance(version.state, Stopping):
         return replace(version, state=replace(version.state, refused=error)), steps
-    version, told = _fail_pulls(replace(version, state=Refused(error)), error)
+    version, told = _fail_pulls(replace(version, state=RefusedWants(error)), error)
     return version, (*told, ShowRefused(version.ref, error))
 
 

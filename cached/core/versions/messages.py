@@ -244,7 +244,7 @@ class CountWait:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class AnswerPull:
     """Record the answer of a pull. `asks`: the pull stays in the record until the answer expires."""
 
     pull: Pull
@@ -259,4 +259,4 @@ class Reopen:
 
 
 ShowStep = ShowQueued | ShowTrouble | ShowFailed | ShowRefused | ShowIdle | LogFailure | CountWant | CountWait
-Step = StartTry | StopTry | SetPriority | Ended | Plan | ShowStep | Answer | Reopen
+Step = StartTry | StopTry | SetPriority | Ended | Plan | ShowStep | AnswerPull | Reopen

@@ -87,7 +87,7 @@ class Failed:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class RefusedWants:
     """The wants were refused with `error`."""
 
     error: Permanent
@@ -136,7 +136,7 @@ class Stopping:
 
 
 Fetching = Queued | Running | Paused | Blocked | Stopping
-VersionState = Inactive | Failed | Refused | Fetching
+VersionState = Inactive | Failed | RefusedWants | Fetching
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ class Version:
         match self.state:
             case Failed(want):
                 return want
-            case Refused(error):
+            case RefusedWants(error):
                 return error
             case Stopping(refused=refused):
                 return refused

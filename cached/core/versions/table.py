@@ -18,8 +18,8 @@ from cached.core.demand import PodWant, Urgency, Want
 from cached.core.versions.life import handle
 from cached.core.versions.messages import (
     Admitted,
-    Answer,
     AnswerExpired,
+    AnswerPull,
     Event,
     PauseEnded,
     PodsSeen,
@@ -174,7 +174,7 @@ class VersionTable:
         left: list[Step] = []
         for step in steps:
             match step:
-                case Answer(pull, asks):
+                case AnswerPull(pull, asks):
                     self._keep_answer(pull, now, asks=asks)
                 case Reopen(pull):
                     self._answered_at.pop(pull.id, None)

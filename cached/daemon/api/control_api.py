@@ -20,7 +20,7 @@ from cached.contract.program.options import DEADLINE_HEADER
 from cached.contract.reference import ModelRef
 from cached.daemon.api.explain import Explanations
 from cached.daemon.api.read_api import make_status_handler
-from cached.daemon.http.messages import Answer, Handler, Request, Response, Upgrade, make_json, make_router
+from cached.daemon.http.messages import Answer, Handler, HttpRequest, Upgrade, WholeResponse, make_json, make_router
 from cached.daemon.imports import Imports
 from cached.daemon.service import Check, DaemonService
 
@@ -31,14 +31,14 @@ _cancelled: set[asyncio.Future[Answer]] = set()  # the loop keeps only weak refe
 def make_control_api(service: DaemonService, imports: Imports, explanations: Explanations) -> Handler:
     """Return the handler of the control socket."""
 
-    async def pull(request: Request) -> Response:
+    async def pull(request: HttpRequest) -> WholeResponse:
         body = _body(request)
         digest = body.get("digest")
         pin = None if digest is None else Digest.parse(_text(body, "digest"))
         _make_check(request)()
         return make_json(await service.pull(_ref(body), pin, refresh=_flag(body, "refresh")))
 
-    async def get_pull(request: Request) -> Response:
+    async def get_pull(request: HttpRequest) -> WholeResponse:
         answer = service.get_pull(request.segment)
         if answer is None:
             raise Permanent(
@@ -48,7 +48,7 @@ def make_control_api(service: DaemonService, imports: Imports, explanations: Exp
             await service.write_statuses()
         return make_json(answer)
 
-    async def gc(request: Request) -> Response:
+    async def gc(request: HttpRequest) -> WholeResponse:
         body = _body(request)
         dry_run = _flag(body, "dry_run")
         check = _make_check(request)
@@ -57,32 +57,32 @@ def make_control_api(service: DaemonService, imports: Imports, explanations: Exp
         stay = {"staying": service.list_staying()} if dry_run else {}
         return make_json({"versions": gone, "bytes": sum(each["bytes"] for each in gone), **stay})
 
-    async def pin(request: Request) -> Response:
+    async def pin(request: HttpRequest) -> WholeResponse:
         await service.pin(_ref(_body(request)), _make_check(request))
         return make_json({"pinned": True})
 
-    async def verify(request: Request) -> Response:
+    async def verify(request: HttpRequest) -> WholeResponse:
         ref = _ref(_body(request))
         _make_check(request)()
         return make_json(await service.verify(ref))
 
-    async def unpin(request: Request) -> Response:
+    async def unpin(request: HttpRequest) -> WholeResponse:
         pinned, was_pinned = await service.unpin(_ref(_body(request)), _make_check(request))
         return make_json({"pinned": pinned, "was_pinned": was_pinned})
 
-    async def list_files(request: Request) -> Response:
+    async def list_files(request: HttpRequest) -> WholeResponse:
         return make_json(service.list_files(_ref(_body(request))))
 
-    async def explain(request: Request) -> Response:
+    async def explain(request: HttpRequest) -> WholeResponse:
         body = _body(request)
         if "pod" in body:
             return make_json(await explanations.explain_pod(_text(body, "pod")))
         return make_json(await explanations.explain_version(_ref(body)))
 
-    async def list_waiting(_request: Request) -> Response:
+    async def list_waiting(_request: HttpRequest) -> WholeResponse:
         return make_json({"pods": service.list_waiting()})
 
-    async def begin_import(request: Request) -> Upgrade:
+    async def begin_import(request: HttpRequest) -> Upgrade:
         body = _body(request)
         ref, replace = _ref(body), _flag(body, "replace")
         if request.headers.get("upgrade", "").lower() != PROTOCOL:
@@ -107,7 +107,7 @@ def make_control_api(service: DaemonService, imports: Imports, explanations: Exp
 def _answer_once_told(service: DaemonService, command: Handler) -> Handler:
     """Answer a command, also with its error, after the status files tell what it did: who asked may read them next."""
 
-    async def answer(request: Request) -> Answer:
+    async def answer(request: HttpRequest) -> Answer:
         try:
             return await command(request)
         finally:
@@ -120,7 +120,7 @@ def _answer_while_disk_hangs(service: DaemonService, command: Handler) -> Handle
     """Answer a command with an error while the root's disk hangs; cancel the command, which ends after its current
     step."""
 
-    async def answer(request: Request) -> Answer:
+    async def answer(request: HttpRequest) -> Answer:
         work = asyncio.ensure_future(command(request))
         try:
             while not work.done():
@@ -142,7 +142,7 @@ def _forget(work: asyncio.Future[Answer]) -> None:
         work.exception()  # the client has this error, or the disk's
 
 
-def _make_check(request: Request) -> Check:
+def _make_check(request: HttpRequest) -> Check:
     """Return a check that raises `Transient` (`client_gone`) once the client of `request` waits no longer.
 
     It asks the kernel: asyncio reports a closed connection only after it has read all earlier bytes.
@@ -167,7 +167,7 @@ def _is_hung_up(transport: asyncio.Transport) -> bool:
     return any(event & select.POLLHUP for _, event in poll.poll(0))
 
 
-def _body(request: Request) -> dict[str, Any]:
+def _body(request: HttpRequest) -> dict[str, Any]:
     try:
         body = json.loads(request.body)
     except ValueError as error:

@@ -17,7 +17,7 @@ from pathlib import Path
 from cached.contract.errors import Permanent
 from cached.contract.layout import Layout
 from cached.daemon.http.messages import Handler
-from cached.daemon.http.server import Server
+from cached.daemon.http.server import HttpServer
 from cached.node.log_once import LogOnce
 from cached.node.threads import Blocking
 
@@ -30,7 +30,7 @@ _BACKLOG = 256
 class ControlListener:
     """The control socket."""
 
-    def __init__(self, layout: Layout, blocking: Blocking, server: Server) -> None:
+    def __init__(self, layout: Layout, blocking: Blocking, server: HttpServer) -> None:
         self._path = layout.socket
         self._blocking = blocking
         self._server = server
@@ -118,7 +118,7 @@ async def open_listeners(
 ) -> AsyncIterator[tuple[tuple[str, int], ControlListener]]:
     """Open both, each for `max_clients` at once; yield the TCP address, and the control listener for `keep_open`.
     Raises `Permanent` (`cannot_listen`). On exit responses in progress get 2 s."""
-    tcp, unix = Server(reads, max_clients), Server(control, max_clients)
+    tcp, unix = HttpServer(reads, max_clients), HttpServer(control, max_clients)
     listener = ControlListener(layout, blocking, unix)
     port: asyncio.Server | None = None
     try:

@@ -13,7 +13,16 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from cached.daemon.http.messages import JSON, Answer, Handler, Request, Response, Routes, accepts_gzip, make_router
+from cached.daemon.http.messages import (
+    JSON,
+    Answer,
+    Handler,
+    HttpRequest,
+    Routes,
+    WholeResponse,
+    accepts_gzip,
+    make_router,
+)
 from cached.daemon.service import DaemonService
 
 if TYPE_CHECKING:  # loaded at its first request
@@ -28,16 +37,16 @@ _VARY = ("Vary", "Accept-Encoding")
 def make_read_api(service: DaemonService, *, page_readers: int) -> Handler:
     """Return the handler of the TCP port; `page_readers`: how many pages may stand open, 0 for none at all."""
 
-    async def healthz(_request: Request) -> Response:
-        return Response(b"ok\n")
+    async def healthz(_request: HttpRequest) -> WholeResponse:
+        return WholeResponse(b"ok\n")
 
-    async def readyz(_request: Request) -> Response:
+    async def readyz(_request: HttpRequest) -> WholeResponse:
         reason = service.find_not_ready_reason()
-        return Response(b"ready\n") if reason is None else Response(f"{reason}\n".encode(), status=503)
+        return WholeResponse(b"ready\n") if reason is None else WholeResponse(f"{reason}\n".encode(), status=503)
 
     page = RenderedPage(service.render_metrics)
 
-    async def metrics(request: Request) -> Response:
+    async def metrics(request: HttpRequest) -> WholeResponse:
         return await page.respond(request, "text/plain; version=0.0.4; charset=utf-8")
 
     return make_router(
@@ -58,10 +67,10 @@ def _make_page_routes(service: DaemonService, readers: int) -> Routes:
     def get_page() -> NodePage:
         return service.open_page(readers)
 
-    async def show(request: Request) -> Answer:
+    async def show(request: HttpRequest) -> Answer:
         return await get_page().show(request)
 
-    async def follow(request: Request) -> Answer:
+    async def follow(request: HttpRequest) -> Answer:
         return await get_page().follow(request)
 
     return {("GET", "/"): show, ("GET", "/page/events"): follow}
@@ -71,7 +80,7 @@ def make_status_handler(status: Callable[[], dict[str, Any]]) -> Handler:
     """Return the handler of `GET /v1/status`, for both listeners."""
     page = RenderedPage(lambda: json.dumps(status()).encode())
 
-    async def handler(request: Request) -> Response:
+    async def handler(request: HttpRequest) -> WholeResponse:
         return await page.respond(request, JSON)
 
     return handler
@@ -90,14 +99,14 @@ class RenderedPage:
         self._next: asyncio.Future[bytes] | None = None  # a rendering that has not begun
         self._packed: tuple[bytes, bytes] = b"", b""  # the last body, and its compressed form
 
-    async def respond(self, request: Request, content_type: str) -> Response:
+    async def respond(self, request: HttpRequest, content_type: str) -> WholeResponse:
         """Return the response with the page."""
         body = await self.get_body()
         if not accepts_gzip(request):
-            return Response(body, content_type, headers=(_VARY,))
+            return WholeResponse(body, content_type, headers=(_VARY,))
         if self._packed[0] is not body:
             self._packed = body, self._charge(lambda: _pack(body))
-        return Response(self._packed[1], content_type, headers=(_VARY, ("Content-Encoding", "gzip")))
+        return WholeResponse(self._packed[1], content_type, headers=(_VARY, ("Content-Encoding", "gzip")))
 
     async def get_body(self) -> bytes:
         """Return the page as it is now, or as it is once the credit allows to render it."""

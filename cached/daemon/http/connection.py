@@ -19,7 +19,15 @@ from urllib.parse import unquote, urlsplit
 
 import h11
 
-from cached.daemon.http.messages import Answer, Handler, Request, Response, Stream, Upgrade, make_refusal
+from cached.daemon.http.messages import (
+    Answer,
+    Handler,
+    HttpRequest,
+    StreamedResponse,
+    Upgrade,
+    WholeResponse,
+    make_refusal,
+)
 
 SILENCE_S = 15.0  # until a whole request has arrived, the first or the next one
 ANSWER_S = 30.0  # until the client has taken the response
@@ -31,7 +39,7 @@ _METHODS_WITHOUT_BODY = frozenset({"HEAD"})
 _log = logging.getLogger(__name__)
 
 
-class Listener(Protocol):
+class ConnectionOwner(Protocol):
     """What a connection needs of its server."""
 
     handler: Handler
@@ -50,7 +58,7 @@ class Listener(Protocol):
 class Connection(asyncio.Protocol):
     """One client of `listener`."""
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: ConnectionOwner) -> None:
         self._listener = listener
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MOST_HEAD)
         self._transport: asyncio.Transport
@@ -156,7 +164,7 @@ class Connection(asyncio.Protocol):
     def _start_work(self, head: h11.Request) -> None:
         self._stop_timer()
         self._transport.pause_reading()  # what a client sends ahead waits in the kernel
-        request = Request(
+        request = HttpRequest(
             method=head.method.decode("ascii"),
             path=_find_path(head.target.decode("ascii")),
             query=head.target.decode("ascii").partition("#")[0].partition("?")[2],
@@ -166,10 +174,10 @@ class Connection(asyncio.Protocol):
         )
         self._work = asyncio.get_running_loop().create_task(self._handle(request))
 
-    async def _handle(self, request: Request) -> None:
+    async def _handle(self, request: HttpRequest) -> None:
         try:
             answer = await self._respond(request)
-            if isinstance(answer, Stream):
+            if isinstance(answer, StreamedResponse):
                 await self._send_stream(answer, request.method)
             elif isinstance(answer, Upgrade):
                 await self._upgrade(answer)
@@ -204,14 +212,14 @@ class Connection(asyncio.Protocol):
             except Exception:  # noqa: BLE001 - the client sees the end of the connection
                 _log.exception("working for `%s`", answer.protocol)
 
-    async def _respond(self, request: Request) -> Answer:
+    async def _respond(self, request: HttpRequest) -> Answer:
         try:
             return await self._listener.handler(request)
         except Exception:  # noqa: BLE001 - the client gets 500
             _log.exception("answering %s %s", request.method, request.path)
             return make_refusal(HTTPStatus.INTERNAL_SERVER_ERROR)
 
-    async def _send(self, response: Response, method: str) -> None:
+    async def _send(self, response: WholeResponse, method: str) -> None:
         """Write a response and wait until the client has taken it; abort the connection after `ANSWER_S`."""
         if self._transport.is_closing():
             self._is_over = True
@@ -219,7 +227,7 @@ class Connection(asyncio.Protocol):
         self._write(response, closes=self._listener.is_closing, with_body=method not in _METHODS_WITHOUT_BODY)
         await self._wait_until_taken()
 
-    async def _send_stream(self, stream: Stream, method: str) -> None:
+    async def _send_stream(self, stream: StreamedResponse, method: str) -> None:
         """Write the pieces of a stream as they come, each after the client has taken the last one."""
         self._is_over = True  # what the client still sends is dropped
         async with contextlib.aclosing(stream.pieces) as pieces:
@@ -262,7 +270,7 @@ class Connection(asyncio.Protocol):
             self._transport.write_eof()
         self._start_timer(_LINGER_S)
 
-    def _write(self, response: Response, *, closes: bool, with_body: bool) -> None:
+    def _write(self, response: WholeResponse, *, closes: bool, with_body: bool) -> None:
         headers = [
             ("Content-Type", response.content_type),
             ("Content-Length", str(len(response.body))),

@@ -18,7 +18,7 @@ JSON = "application/json; charset=utf-8"
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class HttpRequest:
     """One request with its whole body. `path` is decoded and without the query, `query` as it was sent; `headers` by
     lower-case name; `segment`: the last segment of the path where its route leaves that open. `transport`: its
     connection."""
@@ -33,7 +33,7 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
-class Response:
+class WholeResponse:
     """A response with its whole body. `allow`: the methods that a path has, with status 405; further
     `headers`."""
 
@@ -45,7 +45,7 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class StreamedResponse:
     """A response whose body has no known end: each of `pieces` is sent once the client has taken the one before, so
     that a slow client delays its own pieces and costs no memory. The end of the client or of the server closes
     `pieces`; the end of `pieces` ends the connection."""
@@ -64,22 +64,22 @@ class Upgrade:
     work: Callable[[socket.socket], Awaitable[None]]
 
 
-Answer = Response | Stream | Upgrade
-Handler = Callable[[Request], Awaitable[Answer]]
+Answer = WholeResponse | StreamedResponse | Upgrade
+Handler = Callable[[HttpRequest], Awaitable[Answer]]
 Routes = Mapping[tuple[str, str], Handler]
 
 
-def make_json(document: Any, status: int = 200) -> Response:
+def make_json(document: Any, status: int = 200) -> WholeResponse:
     """Return the response with a JSON document."""
-    return Response(json.dumps(document).encode(), JSON, status)
+    return WholeResponse(json.dumps(document).encode(), JSON, status)
 
 
-def make_refusal(status: int, allow: str = "") -> Response:
+def make_refusal(status: int, allow: str = "") -> WholeResponse:
     """Return the response to a request that has no handler or is no request."""
-    return Response(f"{status}: {HTTPStatus(status).phrase}\n".encode(), TEXT, status, allow)
+    return WholeResponse(f"{status}: {HTTPStatus(status).phrase}\n".encode(), TEXT, status, allow)
 
 
-def accepts_gzip(request: Request) -> bool:
+def accepts_gzip(request: HttpRequest) -> bool:
     """Return whether `Accept-Encoding` names gzip, or anything, with a weight above 0 (RFC 9110, 12.5.3)."""
     weights: dict[str, float] = {}
     for part in request.headers.get("accept-encoding", "").lower().split(","):
@@ -94,7 +94,7 @@ def make_router(routes: Routes) -> Handler:
     segment open. HEAD is answered as GET; a `HoldfastError` is answered as JSON: 400 for `Permanent`, 503 for
     `Transient`."""
 
-    async def answer(request: Request) -> Answer:
+    async def answer(request: HttpRequest) -> Answer:
         folder, _, last = request.path.rpartition("/")
         choices = [("" if last == "*" else request.path, ""), (f"{folder}/*" if last else "", last)]
         method = "GET" if request.method == "HEAD" else request.method
@@ -106,7 +106,7 @@ def make_router(routes: Routes) -> Handler:
                 return make_refusal(405, ", ".join(sorted([*methods, *(["HEAD"] if "GET" in methods else [])])))
         return make_refusal(404)
 
-    async def answer_errors(request: Request) -> Answer:
+    async def answer_errors(request: HttpRequest) -> Answer:
         try:
             return await answer(request)
         except HoldfastError as error:

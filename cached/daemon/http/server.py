@@ -15,7 +15,7 @@ MOST_CONNECTIONS = 256  # a listener: a descriptor and some 20 KiB each
 FAREWELL_S = 2.0  # for responses in progress at shutdown
 
 
-class Server:
+class HttpServer:
     """The connections of one listener; calling it makes the protocol of a new one."""
 
     def __init__(self, handler: Handler, most_clients: int) -> None:

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 
 from cached.daemon.page.markup import fill_ages, format_clock, text
-from cached.daemon.page.state import Change, Content
+from cached.daemon.page.state import Change, PageContent
 
 _STYLE = Path(__file__).with_name("page.css").read_text(encoding="utf-8")
 _SCRIPT = Path(__file__).with_name("page.js").read_text(encoding="utf-8")
@@ -58,7 +58,7 @@ PAGE_HEADERS = (
 _COLUMNS = ("Version", "State", "Size", "In use by", "Last use")
 
 
-def render_document(node: str, content: Content, position: str, now: float) -> str:
+def render_document(node: str, content: PageContent, position: str, now: float) -> str:
     """Return the page; `position`: from where a reader's events go on, `now` in seconds since the epoch."""
     section = content.sections
     head = "".join(f"<th role=columnheader scope=col class=w{at}>{name}</th>" for at, name in enumerate(_COLUMNS))

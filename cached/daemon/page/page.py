@@ -16,13 +16,13 @@ from collections.abc import AsyncGenerator
 from urllib.parse import parse_qs
 
 from cached.daemon.api.read_api import RenderedPage
-from cached.daemon.http.messages import TEXT, Answer, Request, Response, Stream, accepts_gzip
+from cached.daemon.http.messages import TEXT, Answer, HttpRequest, StreamedResponse, WholeResponse, accepts_gzip
 from cached.daemon.page import sections
 from cached.daemon.page.disk import render_disk
 from cached.daemon.page.document import ASSETS, EVENT_HEADERS, PAGE_HEADERS, render_document, render_event
 from cached.daemon.page.facts import Facts, FactsSource
 from cached.daemon.page.rows import VersionRows
-from cached.daemon.page.state import Content, PageState
+from cached.daemon.page.state import PageContent, PageState
 
 MOST_READERS = 32  # streams at once; a browser that gets 503 asks again every 5 s
 _TICK_S = 1.0
@@ -51,23 +51,23 @@ class NodePage:
         self._page = RenderedPage(self._render)
         self._event: tuple[tuple[int, int], bytes] = (0, 0), b""  # the last one: after which revision, up to which
 
-    async def show(self, request: Request) -> Response:
+    async def show(self, request: HttpRequest) -> WholeResponse:
         """Answer `GET /`."""
         await self._facts.measure()
         packed = await self._page.get_body()
         if accepts_gzip(request):
-            return Response(packed, _HTML, headers=(*PAGE_HEADERS, ("Content-Encoding", "gzip")))
-        return Response(zlib.decompress(packed, _GZIP), _HTML, headers=PAGE_HEADERS)
+            return WholeResponse(packed, _HTML, headers=(*PAGE_HEADERS, ("Content-Encoding", "gzip")))
+        return WholeResponse(zlib.decompress(packed, _GZIP), _HTML, headers=PAGE_HEADERS)
 
-    async def follow(self, request: Request) -> Answer:
+    async def follow(self, request: HttpRequest) -> Answer:
         """Answer `GET /page/events`: what changed since the reader's position, then what changes."""
         if self._readers >= self._most_readers and request.method != "HEAD":
             text = f"503: {self._readers} pages are open here, as many as the daemon serves; close one\n"
-            return Response(text.encode(), TEXT, 503, headers=(*EVENT_HEADERS, ("Retry-After", "10")))
+            return WholeResponse(text.encode(), TEXT, 503, headers=(*EVENT_HEADERS, ("Retry-After", "10")))
         after = parse_qs(request.query).get("after", [""])[-1]
         position = request.headers.get("last-event-id") or after
         # Counted when the connection asks for the first piece, which it does without a pause in between.
-        return Stream(self._list_events(position), _EVENTS, EVENT_HEADERS)
+        return StreamedResponse(self._list_events(position), _EVENTS, EVENT_HEADERS)
 
     async def _list_events(self, position: str) -> AsyncGenerator[bytes, None]:
         self._readers += 1
@@ -127,10 +127,10 @@ class NodePage:
         packer = zlib.compressobj(_COMPRESSION, wbits=_GZIP)
         return packer.compress(page.encode()) + packer.flush()
 
-    def _make_content(self, facts: Facts) -> Content:
+    def _make_content(self, facts: Facts) -> PageContent:
         problems = sections.list_problems(facts)
         empty = "" if facts.versions else "<p class=soft>No version is wanted or held here yet.</p>"
-        return Content(
+        return PageContent(
             sections.render_title(facts, len(problems)),
             {
                 "head": sections.render_head(facts),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class PageContent:
     """What the page shows: fragments by the id of their element, and the rows of the versions in their order."""
 
     title: str
@@ -33,12 +33,12 @@ class PageState:
 
     def __init__(self) -> None:
         self.revision = 0
-        self.content = Content("", {}, {})
+        self.content = PageContent("", {}, {})
         self._section_revisions: dict[str, int] = {}
         self._row_revisions: dict[str, int] = {}
         self._order_revision = 0
 
-    def replace(self, content: Content) -> None:
+    def replace(self, content: PageContent) -> None:
         """Take a new content; the revision grows where it differs."""
         before, self.content = self.content, content
         if content == before and tuple(content.rows) == tuple(before.rows):

@@ -78,7 +78,7 @@ class Holders:
 
 
 @dataclass(frozen=True, slots=True)
-class HeldVersion:
+class VersionAtPeers:
     """The manifest of a version, the node that sent it, and the nodes that hold the version."""
 
     manifest: Manifest

@@ -26,14 +26,14 @@ Resolver = Callable[[str, int], Sequence[str]]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class MemberAddress:
     """A host, or a name that stands for many, and their port."""
 
     host: str
     port: int
 
 
-def parse_peers(text: str) -> tuple[Place, ...] | None:
+def parse_peers(text: str) -> tuple[MemberAddress, ...] | None:
     """Parse the value of `--peers`; None for `off`. Raises ValueError."""
     if text == "off":
         return None
@@ -41,14 +41,14 @@ def parse_peers(text: str) -> tuple[Place, ...] | None:
     return tuple(map(_parse_place, places))
 
 
-def _parse_place(text: str) -> Place:
+def _parse_place(text: str) -> MemberAddress:
     host, _, port = text.strip().rpartition(":")
     host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
     if not host or any(each.isspace() or each in "/,[]@" for each in host) or not port.isascii() or not port.isdigit():
         raise ValueError(f"expected dns:NAME:PORT, HOST:PORT,… or off, found {text!r}")
     if not 0 < int(port) < 65536:
         raise ValueError(f"expected a port from 1 to 65535, found {port}")
-    return Place(host, int(port))
+    return MemberAddress(host, int(port))
 
 
 def look_up(host: str, port: int) -> Sequence[str]:
@@ -62,7 +62,7 @@ class Membership:
 
     def __init__(
         self,
-        places: Sequence[Place],
+        places: Sequence[MemberAddress],
         own_port: int,
         resolve: Resolver = look_up,
         lookup_s: float = LOOKUP_S,
@@ -72,7 +72,7 @@ class Membership:
         self._places = places
         self._own_port = own_port
         self._resolve = resolve
-        self._members: dict[Place, tuple[str, ...]] = {}
+        self._members: dict[MemberAddress, tuple[str, ...]] = {}
         self._own: frozenset[str] = frozenset()
         self._ending, self._looked = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="pool members", daemon=True)

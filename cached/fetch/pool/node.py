@@ -21,7 +21,7 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest
 from cached.contract.program.thread_pool import start_pool
 from cached.fetch.pool.chains import LoneSupply
-from cached.fetch.pool.held_version import BUSY, HeldVersion, Holders
+from cached.fetch.pool.held_version import BUSY, Holders, VersionAtPeers
 from cached.fetch.pool.holders import HolderSearch
 from cached.fetch.pool.membership import Membership
 from cached.fetch.pool.version import PoolLink, VersionPool
@@ -140,7 +140,7 @@ class PoolNode:
 
     def find_version(
         self, digest: Digest, count_wrong: Callable[[], None], cancellation: Cancellation
-    ) -> HeldVersion | None:
+    ) -> VersionAtPeers | None:
         """Return a version that another node has, as the trackers of its manifest say, or where none of them answers,
         the members themselves; None if no node has it. `count_wrong` is called for each node that sends another
         manifest. Raises `Cancelled`."""
@@ -153,7 +153,7 @@ class PoolNode:
 
     def search_version(
         self, digest: Digest, count_wrong: Callable[[], None], cancellation: Cancellation
-    ) -> HeldVersion | None:
+    ) -> VersionAtPeers | None:
         """Return the same as `find_version` after asking all members, whatever the trackers said."""
         if not self._has_key():
             return None
@@ -166,14 +166,14 @@ class PoolNode:
 
     def _read_version(
         self, digest: Digest, peers: tuple[str, ...], count_wrong: Callable[[], None], cancellation: Cancellation
-    ) -> HeldVersion | None:
+    ) -> VersionAtPeers | None:
         holders = Holders(self._link, peers)
         for peer in peers:
             try:
                 data = self._link.read_manifest(peer, digest, cancellation).body
                 if Digest.of(data) != digest:
                     raise InvalidManifest(f"expected {digest}, found {Digest.of(data)}", "it is asked of another node")
-                version = HeldVersion(Manifest.parse(data), peer, holders)
+                version = VersionAtPeers(Manifest.parse(data), peer, holders)
                 self._count_manifest()
                 return version
             except HoldfastError as error:

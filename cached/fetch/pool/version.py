@@ -30,7 +30,7 @@ from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker, is_
 from cached.peers import bits, chaining
 from cached.peers.messages import Announce, Reason, Reply
 from cached.peers.pieces import PIECE_BYTES, Piece, PieceMap
-from cached.peers.swarm import Load, Request, Swarm
+from cached.peers.swarm import Load, PieceRequest, Swarm
 from cached.store import chains
 from cached.transport.target import HttpTarget
 
@@ -209,7 +209,7 @@ class VersionPool:
         rest_of = None if segment == extent else extent
         return Assignment(segment, PeerPiece(target, digest, request.peer, step, rest_of))
 
-    def _next_request(self, among: int, *, is_paused: bool) -> Request | None:
+    def _next_request(self, among: int, *, is_paused: bool) -> PieceRequest | None:
         """Return the next request. A node that knows holders gives grants back, the origin being for those that know
         none; so does one whose origin fails. Call with the lock held."""
         while True:
@@ -314,9 +314,9 @@ class VersionPool:
         for each in idle[:1]:
             each.wake()  # a worker that finds work wakes the next
 
-    def _request_of(self, sha256: str, assignment: Assignment) -> Request:
+    def _request_of(self, sha256: str, assignment: Assignment) -> PieceRequest:
         peer = None if assignment.piece is None else assignment.piece.peer
-        return Request(self.pieces.number_at(sha256, assignment.segment.start), peer)
+        return PieceRequest(self.pieces.number_at(sha256, assignment.segment.start), peer)
 
     # --- the thread ------------------------------------------------------------------------------------------------
 

@@ -28,7 +28,7 @@ class BadRequest(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class PeerRequest:
     """A request; `headers` by lower-case name; `body_bytes`: the length of the body that follows, 0 without one."""
 
     method: str
@@ -55,7 +55,7 @@ class RequestReader:
         self._channel = channel
         self._buffered = bytearray()
 
-    def read(self, idle_s: float, head_s: float) -> Request | None:
+    def read(self, idle_s: float, head_s: float) -> PeerRequest | None:
         """Return the next request; None where the peer closed, sent nothing for `idle_s`, or did not finish a head
         within `head_s` of its first byte. Raises `BadRequest`, or OSError."""
         deadline = None if not self._buffered else time.monotonic() + head_s
@@ -70,7 +70,7 @@ class RequestReader:
                 deadline = time.monotonic() + head_s
         return parse_head(self._take(end, end + 4))
 
-    def read_body(self, request: Request, seconds: float) -> bytes | None:
+    def read_body(self, request: PeerRequest, seconds: float) -> bytes | None:
         """Return the body of the request that was read last; None where it does not come within `seconds`. Raises
         OSError."""
         deadline = time.monotonic() + seconds
@@ -93,7 +93,7 @@ class RequestReader:
         return bool(data)
 
 
-def parse_head(head: bytes) -> Request:
+def parse_head(head: bytes) -> PeerRequest:
     """Return the request of a head without its last empty line; raises `BadRequest`."""
     if len(head) > MAX_HEAD_BYTES:
         raise BadRequest(f"expected a head of at most {MAX_HEAD_BYTES} bytes")
@@ -113,7 +113,7 @@ def parse_head(head: bytes) -> Request:
     method = match[1].decode("ascii")
     if not _UNSUPPORTED.isdisjoint(headers):
         raise BadRequest("expected a plain request")
-    return Request(method, match[2].decode("ascii"), headers, _parse_length(method, headers.get("content-length")))
+    return PeerRequest(method, match[2].decode("ascii"), headers, _parse_length(method, headers.get("content-length")))
 
 
 def _parse_length(method: str, text: str | None) -> int:

@@ -23,7 +23,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program import limits
 from cached.peers import bundles
-from cached.peers.access import PoolKeys, Refused, SignedRequest, digest_content
+from cached.peers.access import NotOfThisPool, PoolKeys, SignedRequest, digest_content
 from cached.peers.members import format_address, parse_address
 from cached.peers.messages import (
     Announce,
@@ -36,9 +36,9 @@ from cached.peers.messages import (
 )
 from cached.peers.serving.channel import Channel, ChannelMaker, ClearChannel
 from cached.peers.serving.contents import CHUNK_BYTES, Contents, OpenRange, PageCacheManners
-from cached.peers.serving.request import BadRequest, Request, RequestReader
+from cached.peers.serving.request import BadRequest, PeerRequest, RequestReader
 from cached.peers.trackers import TooMany
-from cached.peers.uploads import Uploads, Verdict
+from cached.peers.uploads import Uploads, UploadVerdict
 from cached.transport.connection.cancel import Cancellation, Cancelled
 from cached.transport.connection.limits import BandwidthLimit
 
@@ -248,14 +248,14 @@ class PeerServer:
             return False
         return True
 
-    def _is_of_pool(self, connection: _Connection, request: Request) -> bool:
+    def _is_of_pool(self, connection: _Connection, request: PeerRequest) -> bool:
         headers = request.headers
         signed = SignedRequest(
             request.method, request.path, headers.get("range", ""), headers.get("content-digest", "")
         )
         try:
             self._read_keys().check(signed, headers.get("authorization", ""), self._clock())
-        except Refused as error:
+        except NotOfThisPool as error:
             self._refusals.log(connection.peer, str(error))
             self._refuse(connection, 401, "expected a request that is signed by this pool")
             return False
@@ -264,7 +264,7 @@ class PeerServer:
             return False
         return True
 
-    def _answer(self, connection: _Connection, request: Request, body: bytes) -> None:
+    def _answer(self, connection: _Connection, request: PeerRequest, body: bytes) -> None:
         blob, manifest = _BLOB_PATH.fullmatch(request.path), _MANIFEST_PATH.fullmatch(request.path)
         port, version = _ANNOUNCE_PATH.fullmatch(request.path), _PIECES_PATH.fullmatch(request.path)
         if body and digest_content(body) != request.headers.get("content-digest"):
@@ -368,8 +368,8 @@ class PeerServer:
         turn = threading.Event()
         with self._lock:
             verdict = self._uploads.ask(peer, turn)
-        if verdict is not Verdict.WAIT:
-            return verdict is Verdict.SERVE
+        if verdict is not UploadVerdict.WAIT:
+            return verdict is UploadVerdict.SERVE
         if turn.wait(self._settings.wait_s):
             return True
         with self._lock:

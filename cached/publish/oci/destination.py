@@ -26,7 +26,7 @@ from cached.publish.oci.layers import (
     build_manifest,
     choose_shared,
 )
-from cached.publish.oci.uploads import Uploads
+from cached.publish.oci.uploads import RegistryUploads
 from cached.publish.parallel import in_parallel
 from cached.sources.oci.access.hosts import find_endpoints
 from cached.sources.oci.address import OciAddress, OciPlatform
@@ -34,8 +34,8 @@ from cached.sources.oci.manifest import (
     MAX_DOCUMENT_BYTES,
     OCI_INDEX,
     OCI_MANIFEST,
-    Artifact,
     Index,
+    OciArtifact,
     digest_of,
     parse_manifest,
 )
@@ -69,7 +69,7 @@ class OciDestination:
         self._client = HttpClient(HttpSettings())
         self._registry = Registry(address, self._client, endpoints=(origin,))
         auth = registry_auth(address, origin, self._client, "pull,push")
-        self._uploads = Uploads(origin.base, address.repository, auth, asyncio.Semaphore(requests))
+        self._uploads = RegistryUploads(origin.base, address.repository, auth, asyncio.Semaphore(requests))
         self._shared: frozenset[str] = frozenset()
         self._waiting: dict[str, Upload] = {}  # files that share a layer
         self._layers: dict[str, PackedLayer] = {}  # of the files that were checked, by path
@@ -267,7 +267,7 @@ class OciDestination:
                 digest = document.manifests[0].digest
                 found = await call_in_thread(lambda cancelled: self._registry.manifest(digest, cancelled))
                 document = parse_manifest(found.data, found.content_type, self.display)
-            return read_published(document.layers, self.display) if isinstance(document, Artifact) else None
+            return read_published(document.layers, self.display) if isinstance(document, OciArtifact) else None
         except Permanent:
             return None
 

@@ -49,7 +49,7 @@ _FORMATS = {".safetensors": "safetensors", ".gguf": "gguf", ".onnx": "onnx", ".b
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class LayerPart:
     """Bytes of a layer at `start`: given ones, or those of a file."""
 
     start: int
@@ -63,7 +63,7 @@ class LayerBytes:
 
     def __init__(self, parts: Iterable[Upload | tuple[str, bytes]]) -> None:
         """`parts`: files to upload, and given ones by path."""
-        self.segments: list[Segment] = []
+        self.segments: list[LayerPart] = []
         self.starts: dict[str, int] = {}
         self.size = 0
         for part in parts:
@@ -71,7 +71,7 @@ class LayerBytes:
             self._add(_header(path, size))
             self.starts[path] = self.size
             if isinstance(part, Upload):
-                self.segments.append(Segment(self.size, size, upload=part))
+                self.segments.append(LayerPart(self.size, size, upload=part))
                 self.size += size
             else:
                 self._add(part[1])
@@ -104,7 +104,7 @@ class LayerBytes:
 
     def _add(self, data: bytes) -> None:
         if data:
-            self.segments.append(Segment(self.size, len(data), data))
+            self.segments.append(LayerPart(self.size, len(data), data))
             self.size += len(data)
 
 
@@ -192,7 +192,7 @@ def _header(path: str, size: int) -> bytes:
     return header.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
 
 
-def _read(segment: Segment, at: int, length: int) -> bytes:
+def _read(segment: LayerPart, at: int, length: int) -> bytes:
     assert segment.upload is not None
     path: Path = segment.upload.real
     try:

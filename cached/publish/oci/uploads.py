@@ -39,7 +39,7 @@ _MAX_ANSWER_BYTES = 1024 * 1024
 _MAX_PART_BYTES = 256 * 1024 * 1024
 
 
-class Uploads:
+class RegistryUploads:
     """The uploads below `base` (the URL of the registry's API). `slots` bounds the requests that send at once."""
 
     def __init__(self, base: str, repository: str, auth: RegistryAuth, slots: asyncio.Semaphore) -> None:

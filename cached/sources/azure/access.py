@@ -17,7 +17,7 @@ from hashlib import sha256
 from urllib.parse import quote, urlencode
 
 from cached.contract.errors import HoldfastError, Permanent
-from cached.sources.access import Credentials, LocationAccess
+from cached.sources.access import LocationAccess, LocationCredentials
 from cached.sources.azure.address import AzureAddress
 from cached.sources.azure.environment import StorageSecret, find_secret
 from cached.sources.azure.identity import NO_IDENTITY, SIGN_IN, EntraClient, ManagedIdentity
@@ -51,22 +51,22 @@ class AzureAccess(LocationAccess):
         self._address = address
         self._permissions = permissions
 
-    def _find(self, cancellation: Cancellation) -> Credentials:
+    def _find(self, cancellation: Cancellation) -> LocationCredentials:
         secret = find_secret(self._address.account)
         if secret is not None:
-            return Credentials(sign=partial(self._add_signature, secret))
+            return LocationCredentials(sign=partial(self._add_signature, secret))
         check_tls(self._address.endpoint, self._address.display)
         entra = EntraClient.of_environment(self._client)
         if entra is not None:
-            return Credentials(BearerTokens([self._address.endpoint], entra.issue))
+            return LocationCredentials(BearerTokens([self._address.endpoint], entra.issue))
         tokens = BearerTokens([self._address.endpoint], ManagedIdentity(self._client).issue)
         try:
             tokens.headers_for(self._address.endpoint, cancellation)
         except HoldfastError as error:
             if error.code not in (NO_IDENTITY, "connect"):
                 raise
-            return Credentials(lacking=error)
-        return Credentials(tokens)
+            return LocationCredentials(lacking=error)
+        return LocationCredentials(tokens)
 
     def _add_signature(self, secret: StorageSecret, url: str) -> str:
         sas = secret.sas or sign_container(self._address, secret.key or "", self._permissions, time.time())

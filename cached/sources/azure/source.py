@@ -47,7 +47,7 @@ class AzureSource:
         return await call_in_thread(self._resolve)
 
     async def find(self, paths: Sequence[str]) -> Listing:
-        """Describe named blobs below the prefix, one request each. Raises as `Finding.find` says."""
+        """Describe named blobs below the prefix, one request each. Raises as `Describing.find` says."""
 
         def find(cancellation: Cancellation) -> Listing:
             access, address = self._access, self._address

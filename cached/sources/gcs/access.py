@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
-from cached.sources.access import Credentials, LocationAccess
+from cached.sources.access import LocationAccess, LocationCredentials
 from cached.sources.gcs.address import GcsAddress
 from cached.sources.gcs.credentials import CredentialFile
 from cached.sources.oauth import check_tls, explain_refusal, quoted, read_token
@@ -51,23 +51,23 @@ class GcsAccess(LocationAccess):
         self._address = address
         self._scope = scope
 
-    def _find(self, cancellation: Cancellation) -> Credentials:
+    def _find(self, cancellation: Cancellation) -> LocationCredentials:
         check_tls(self._address.endpoint, self._address.display)
         path = _credential_file()
         if path is not None:
-            return Credentials(
+            return LocationCredentials(
                 BearerTokens([self._address.endpoint], CredentialFile(path, self._scope, self._client).issue)
             )
         if os.environ.get("NO_GCE_CHECK", "").lower() in _TRUE:
-            return Credentials()
+            return LocationCredentials()
         tokens = BearerTokens([self._address.endpoint], self._ask_metadata)
         try:
             tokens.headers_for(self._address.endpoint, cancellation)
         except HoldfastError as error:
             if error.code != _NO_IDENTITY and _name_error(error) is None:
                 raise
-            return Credentials(lacking=error)
-        return Credentials(tokens)
+            return LocationCredentials(lacking=error)
+        return LocationCredentials(tokens)
 
     def _explain(self, lacking: HoldfastError | None, response: Response) -> HoldfastError | None:
         said = quoted(message_of(response))

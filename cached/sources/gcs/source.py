@@ -47,7 +47,7 @@ class GcsSource:
         return await call_in_thread(self._resolve)
 
     async def find(self, paths: Sequence[str]) -> Listing:
-        """Describe named objects below the prefix, one request each. Raises as `Finding.find` says."""
+        """Describe named objects below the prefix, one request each. Raises as `Describing.find` says."""
 
         def find(cancellation: Cancellation) -> Listing:
             service, address = self._access.service(cancellation), self._address

@@ -19,7 +19,7 @@ from cached.transport.connection.cancel import Cancellation
 _SEND_AGAIN = "it is fetched again; if it goes on, `git fsck` at the host tells what is broken"
 
 
-class BlobStream:
+class GitBlobStream:
     """The bytes of the blob `oid` in order. The constructor asks for it; both raise `HoldfastError`. `expected_size`:
     of a listing, None where that had none."""
 

@@ -36,7 +36,7 @@ class TreeFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class CommitTree:
     """The files below a folder by path, and the submodules."""
 
     files: tuple[TreeFile, ...]
@@ -44,7 +44,7 @@ class Tree:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _TreeEntry:
     name: bytes
     kind: int
     oid: str
@@ -88,7 +88,7 @@ def find_path(objects: Objects, root: str, path: str, where: str) -> tuple[str, 
     return kind, oid
 
 
-def list_tree(objects: Objects, root: str, where: str) -> Tree:
+def list_tree(objects: Objects, root: str, where: str) -> CommitTree:
     """Return all files below the tree `root`. Raises `Permanent` (`too_many_files`), `Transient` (`bad_response`)."""
     files: list[TreeFile] = []
     unlisted: list[Unlisted] = []
@@ -118,7 +118,7 @@ def list_tree(objects: Objects, root: str, where: str) -> Tree:
                 f"{where}: expected at most {MAX_FILES} files in {_MAX_FOLDERS} folders, {_MAX_DEPTH} deep, found more",
                 "name the folder of the repository that holds the version, after `#`",
             )
-    return Tree(tuple(files), tuple(unlisted))
+    return CommitTree(tuple(files), tuple(unlisted))
 
 
 def bad_objects(where: str, found: str) -> Transient:
@@ -139,14 +139,14 @@ def _path_of(prefix: str, name: bytes, where: str) -> tuple[str, HoldfastError |
     return path, bad_name(where, path)
 
 
-def _irregular(entry: _Entry, path: str, where: str) -> HoldfastError | None:
+def _irregular(entry: _TreeEntry, path: str, where: str) -> HoldfastError | None:
     if entry.kind == _FILE:
         return None
     what = "a symbolic link" if entry.kind == _SYMLINK else f"an entry of the mode {entry.kind:o}"
     return Permanent("not_a_file", f"{where}: expected a regular file, found {what}: {path[:200]!r}", _LEFT_OUT)
 
 
-def _entries(objects: Objects, oid: str, where: str) -> Iterator[_Entry]:
+def _entries(objects: Objects, oid: str, where: str) -> Iterator[_TreeEntry]:
     data = objects.find(oid, TREE)
     if data is None:
         raise bad_objects(where, f"no tree {oid}")
@@ -156,5 +156,5 @@ def _entries(objects: Objects, oid: str, where: str) -> Iterator[_Entry]:
         if match is None or match[2] in names:
             raise bad_objects(where, f"a tree ({oid}) that is malformed" if match is None else "a name twice in a tree")
         names.add(match[2])
-        yield _Entry(match[2], int(match[1], 8) & _KIND_BITS, match[3].hex())
+        yield _TreeEntry(match[2], int(match[1], 8) & _KIND_BITS, match[3].hex())
         at = match.end()

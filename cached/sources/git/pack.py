@@ -29,7 +29,7 @@ def object_id(kind: str, data: bytes) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class PackEntry:
     """An object's header in a pack. `kind` is None for a delta, whose base is `base_offset` or `base_id`; `size`: of
     the inflated bytes, by its own account."""
 
@@ -59,7 +59,7 @@ class PackReader:
             raise self.bad(f"{head!r} in place of a pack")
         return int.from_bytes(head[8:], "big")
 
-    def next_entry(self) -> Entry:
+    def next_entry(self) -> PackEntry:
         """Return the header of the next object."""
         offset = self._passed + self._position
         byte = self._byte()
@@ -71,12 +71,12 @@ class PackReader:
             if shift > 7 * _MAX_VARINT_BYTES:
                 raise self.bad("an object of an absurd size")
         if number == _OFFSET_DELTA:
-            return Entry(offset, None, size, base_offset=offset - self._distance())
+            return PackEntry(offset, None, size, base_offset=offset - self._distance())
         if number == _NAMED_DELTA:
-            return Entry(offset, None, size, base_id=self._exactly(20).hex())
+            return PackEntry(offset, None, size, base_id=self._exactly(20).hex())
         if number not in _TYPES:
             raise self.bad(f"an object of the type {number}")
-        return Entry(offset, _TYPES[number], size)
+        return PackEntry(offset, _TYPES[number], size)
 
     def inflate(self, size: int) -> Iterator[bytes]:
         """Yield the bytes of the object whose header was read, `size` of them. Raises `Transient` (`bad_response`) for
@@ -174,7 +174,7 @@ class _Reading:
         self._by_offset: dict[int, str] = {}
         self._waiting: dict[int | str, list[tuple[int, bytes]]] = {}  # deltas, by their base's offset or id
 
-    def add(self, entry: Entry) -> None:
+    def add(self, entry: PackEntry) -> None:
         self._take(entry.size + _OVERHEAD_BYTES)
         data = b"".join(self._pack.inflate(entry.size))
         if entry.kind is not None:

@@ -21,7 +21,7 @@ _LOOKED_AT_BYTES = 512
 _DATA, _PROGRESS, _ERROR = 1, 2, 3
 
 
-class Mark(Enum):
+class ControlPacket(Enum):
     """The packets without bytes."""
 
     FLUSH = b"0000"
@@ -30,13 +30,13 @@ class Mark(Enum):
     EOF = b""  # the answer has ended
 
 
-_MARKS = {mark.value: mark for mark in (Mark.FLUSH, Mark.DELIMITER, Mark.END)}
+_MARKS = {mark.value: mark for mark in (ControlPacket.FLUSH, ControlPacket.DELIMITER, ControlPacket.END)}
 
 
-def encode(lines: Iterable[str | Mark]) -> bytes:
+def encode(lines: Iterable[str | ControlPacket]) -> bytes:
     """Return a request of lines, each with a line feed at its end."""
     return b"".join(
-        line.value if isinstance(line, Mark) else b"%04x%b\n" % (len(line.encode()) + 5, line.encode())
+        line.value if isinstance(line, ControlPacket) else b"%04x%b\n" % (len(line.encode()) + 5, line.encode())
         for line in lines
     )
 
@@ -49,12 +49,12 @@ class Packets:
         self._read_into = read_into
         self.where = where
 
-    def next(self) -> bytes | Mark:
+    def next(self) -> bytes | ControlPacket:
         """Return the next packet. Raises `Transient` (`bad_response`) for what is none, `Permanent` (`refused`) for an
         error that the server sends as one."""
         head = self._read(4)
         if not head:
-            return Mark.EOF
+            return ControlPacket.EOF
         if head in _MARKS:
             return _MARKS[head]
         size = int(head, 16) - 4 if _HEX.fullmatch(head) else -1
@@ -67,10 +67,10 @@ class Packets:
             raise self.refused(data[4:])
         return data
 
-    def line(self) -> str | Mark:
+    def line(self) -> str | ControlPacket:
         """Return the next packet as text, without its line feed."""
         found = self.next()
-        return found if isinstance(found, Mark) else found.decode("utf-8", "replace").removesuffix("\n")
+        return found if isinstance(found, ControlPacket) else found.decode("utf-8", "replace").removesuffix("\n")
 
     def bad(self, found: str) -> Transient:
         """Return the error of an answer that no Git server sends."""
@@ -108,9 +108,9 @@ class SideBand:
         """Return the next bytes, none at the end. Raises as `Packets.next`, also for an error in the third band."""
         while not self._ended:
             packet = self._packets.next()
-            if packet is Mark.FLUSH:
+            if packet is ControlPacket.FLUSH:
                 self._ended = True
-            elif isinstance(packet, Mark):
+            elif isinstance(packet, ControlPacket):
                 raise self._packets.bad("an answer that ends in the middle of a pack")
             elif packet[:1] == bytes([_DATA]):
                 if len(packet) > 1:

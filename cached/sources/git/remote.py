@@ -18,8 +18,8 @@ from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.sources.git.access import credentials_for, explain, explained_status, has_credentials
 from cached.sources.git.address import GitAddress
 from cached.sources.git.pack import Objects, PackReader, read_objects
-from cached.sources.git.pktline import Mark, Packets, SideBand, encode
-from cached.sources.git.versions import AGENT, OBJECT_FORMAT, Ref, Version, parse_ref, read_version
+from cached.sources.git.pktline import ControlPacket, Packets, SideBand, encode
+from cached.sources.git.versions import AGENT, OBJECT_FORMAT, ProtocolVersion, Ref, parse_ref, read_version
 from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.service.requests import Service
@@ -45,7 +45,7 @@ class _Host:
     """What the repository's host said of itself, and the repository's address after redirects."""
 
     url: str
-    version: Version
+    version: ProtocolVersion
 
 
 class Remote:
@@ -62,7 +62,7 @@ class Remote:
         """Return the repository's address, after redirects."""
         return self._ask_host(cancellation).url
 
-    def version(self, cancellation: Cancellation) -> Version:
+    def version(self, cancellation: Cancellation) -> ProtocolVersion:
         """Return what the host can do."""
         return self._ask_host(cancellation).version
 
@@ -72,12 +72,12 @@ class Remote:
         if self._ask_host(cancellation).version.refs is not None:
             refs = self._renewed_refs(cancellation)
             return [ref for ref in refs if not chosen or ref.name.startswith(chosen)]
-        lines: list[str | Mark] = ["command=ls-refs", AGENT, OBJECT_FORMAT, Mark.DELIMITER, "peel"]
+        lines: list[str | ControlPacket] = ["command=ls-refs", AGENT, OBJECT_FORMAT, ControlPacket.DELIMITER, "peel"]
         found, size = [], 0
         with self._posted(
-            [*lines, *(f"ref-prefix {prefix}" for prefix in chosen), Mark.FLUSH], cancellation
+            [*lines, *(f"ref-prefix {prefix}" for prefix in chosen), ControlPacket.FLUSH], cancellation
         ) as packets:
-            while (line := packets.line()) is not Mark.FLUSH:
+            while (line := packets.line()) is not ControlPacket.FLUSH:
                 ref = parse_ref(line) if isinstance(line, str) else None
                 if ref is None:
                     raise packets.bad(f"{str(line)[:100]!r} in its list of refs")
@@ -95,10 +95,16 @@ class Remote:
         (`object-info`, which some hosts switch off)."""
         if not oids or not self.version(cancellation).tells_sizes:
             return {}
-        lines: list[str | Mark] = ["command=object-info", AGENT, OBJECT_FORMAT, Mark.DELIMITER, "size"]
+        lines: list[str | ControlPacket] = [
+            "command=object-info",
+            AGENT,
+            OBJECT_FORMAT,
+            ControlPacket.DELIMITER,
+            "size",
+        ]
         found, wanted = {}, frozenset(oids)
-        with self._posted([*lines, *(f"oid {oid}" for oid in oids), Mark.FLUSH], cancellation) as packets:
-            while (line := packets.line()) is not Mark.FLUSH:
+        with self._posted([*lines, *(f"oid {oid}" for oid in oids), ControlPacket.FLUSH], cancellation) as packets:
+            while (line := packets.line()) is not ControlPacket.FLUSH:
                 match = _SIZE.fullmatch(line) if isinstance(line, str) else None
                 if match is not None and match[1] in wanted:
                     found[match[1]] = int(match[2])
@@ -135,7 +141,7 @@ class Remote:
             yield PackReader(SideBand(packets).read, self.where)
 
     @contextmanager
-    def _posted(self, lines: Sequence[str | Mark], cancellation: Cancellation) -> Iterator[Packets]:
+    def _posted(self, lines: Sequence[str | ControlPacket], cancellation: Cancellation) -> Iterator[Packets]:
         """Send a request; give its answer, which is read as it comes, for the block."""
         host = self._ask_host(cancellation)
         url = f"{host.url}/git-upload-pack"

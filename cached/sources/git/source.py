@@ -15,10 +15,10 @@ from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
 from cached.core.listing import Listing, RemoteFile, is_reserved
 from cached.sources.base import identity_of
 from cached.sources.git.address import GitAddress
-from cached.sources.git.blobs import BlobStream
+from cached.sources.git.blobs import GitBlobStream
 from cached.sources.git.joined import JoinedRequests
 from cached.sources.git.lfs import LfsServer, Wanted, endpoint_in, endpoint_of
-from cached.sources.git.objects import Tree, TreeFile, find_path, list_tree, peel, tree_of
+from cached.sources.git.objects import CommitTree, TreeFile, find_path, list_tree, peel, tree_of
 from cached.sources.git.pack import BLOB, TREE, Objects
 from cached.sources.git.pointers import Pointer, is_pointer, read_pointer
 from cached.sources.git.remote import Remote
@@ -98,7 +98,7 @@ class GitSource:
     def _open(self, oid: str, size: int | None, cancellation: Cancellation) -> ByteStream:
         """Return the bytes of a file in Git: its own pack, or out of the commit where the host gives no single file."""
         if self._remote.version(cancellation).gives_any:
-            return BlobStream(self._remote, oid, size, cancellation)
+            return GitBlobStream(self._remote, oid, size, cancellation)
         data = self._fetch_commit(cancellation).objects.find(oid, BLOB)
         if data is None:
             problem = f"{self.display}: the file {oid[:12]} was listed, and is not in the commit any more"
@@ -167,14 +167,14 @@ class GitSource:
             raise Permanent("insecure_redirect", problem, "use an LFS server that keeps to https")
         return address.url  # without user information: a repository chooses no credentials
 
-    def _tree(self, commit: _Commit) -> Tree:
+    def _tree(self, commit: _Commit) -> CommitTree:
         found = find_path(commit.objects, commit.tree, self._address.path, self.display)
         if found is None:
             remedy = "correct what follows `#`: a folder or a regular file of the repository"
             raise Permanent("not_found", f"{self.display}: there is none in the commit {commit.id[:12]}", remedy)
         if found[0] == TREE:
             return list_tree(commit.objects, found[1], self.display)
-        return Tree((TreeFile(self._address.path.rpartition("/")[2], found[1]),))
+        return CommitTree((TreeFile(self._address.path.rpartition("/")[2], found[1]),))
 
     def _file(self, commit: _Commit, file: TreeFile, sizes: Mapping[str, int]) -> RemoteFile:
         """Return a file of the tree with what is known of it: all of a small one; of another one the size, where the
@@ -197,7 +197,7 @@ class GitSource:
     def _read(self, oid: str, limit_bytes: int, cancellation: Cancellation) -> bytes:
         """Return the bytes of a file in Git. Raises `Permanent` (`too_large`)."""
         data = bytearray(limit_bytes + 1)
-        stream = BlobStream(self._remote, oid, None, cancellation)
+        stream = GitBlobStream(self._remote, oid, None, cancellation)
         try:
             size = stream.readinto(memoryview(data))
         finally:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cached.contract.errors import Permanent
-from cached.sources.git.pktline import Mark, Packets
+from cached.sources.git.pktline import ControlPacket, Packets
 
 AGENT = "agent=holdfast"
 OBJECT_FORMAT = "object-format=sha1"
@@ -37,7 +37,7 @@ class Ref:
         return self.peeled or self.oid
 
 
-class Version(Protocol):
+class ProtocolVersion(Protocol):
     """What a host can do. `filters`: it leaves objects out that are not asked for (partial clone); `gives_any`: it
     gives any object by its id, a file too; `tells_sizes`: of objects, without their bytes; `refs`: all of them, None
     where they are asked for."""
@@ -54,7 +54,7 @@ class Version(Protocol):
     @property
     def refs(self) -> Sequence[Ref] | None: ...
 
-    def fetch(self, wants: Sequence[str], options: Sequence[str]) -> list[str | Mark]:
+    def fetch(self, wants: Sequence[str], options: Sequence[str]) -> list[str | ControlPacket]:
         """Return the request for objects, with options as `deepen 1` and `filter …`."""
 
     def find_pack(self, packets: Packets) -> None:
@@ -77,13 +77,20 @@ class Second:
     def tells_sizes(self) -> bool:
         return "object-info" in self.capabilities
 
-    def fetch(self, wants: Sequence[str], options: Sequence[str]) -> list[str | Mark]:
-        lines: list[str | Mark] = ["command=fetch", AGENT, OBJECT_FORMAT, Mark.DELIMITER, "no-progress", "ofs-delta"]
-        return [*lines, *options, *(f"want {oid}" for oid in wants), "done", Mark.FLUSH]
+    def fetch(self, wants: Sequence[str], options: Sequence[str]) -> list[str | ControlPacket]:
+        lines: list[str | ControlPacket] = [
+            "command=fetch",
+            AGENT,
+            OBJECT_FORMAT,
+            ControlPacket.DELIMITER,
+            "no-progress",
+            "ofs-delta",
+        ]
+        return [*lines, *options, *(f"want {oid}" for oid in wants), "done", ControlPacket.FLUSH]
 
     def find_pack(self, packets: Packets) -> None:
         while (line := packets.line()) != "packfile":
-            if line in (Mark.FLUSH, Mark.END, Mark.EOF):
+            if line in (ControlPacket.FLUSH, ControlPacket.END, ControlPacket.EOF):
                 raise packets.bad("an answer without a pack")
 
 
@@ -103,25 +110,25 @@ class First:
     def filters(self) -> bool:
         return self.gives_any and "filter" in self.capabilities  # what is left out must be had later
 
-    def fetch(self, wants: Sequence[str], options: Sequence[str]) -> list[str | Mark]:
+    def fetch(self, wants: Sequence[str], options: Sequence[str]) -> list[str | ControlPacket]:
         chosen = [name for name in _WANTED if name in self.capabilities]
         first, *others = wants
         return [
             " ".join(("want", first, *chosen, AGENT)),
             *(f"want {oid}" for oid in others),
             *options,
-            Mark.FLUSH,
+            ControlPacket.FLUSH,
             "done",
         ]
 
     def find_pack(self, packets: Packets) -> None:
         while (line := packets.line()) != "NAK":
             is_shallow = isinstance(line, str) and line.startswith(("shallow ", "unshallow "))
-            if not is_shallow and line is not Mark.FLUSH:
+            if not is_shallow and line is not ControlPacket.FLUSH:
                 raise packets.bad(f"{str(line)[:60]!r} before a pack")
 
 
-def read_version(packets: Packets) -> Version:
+def read_version(packets: Packets) -> ProtocolVersion:
     """Return what a host says of itself in the answer to `info/refs`. Raises `Permanent` (`unsupported`), `Transient`
     (`bad_response`)."""
     line = packets.line()
@@ -133,7 +140,7 @@ def read_version(packets: Packets) -> Version:
         return _read_second(packets)
     if line == "version 1":
         line = packets.line()
-    if line is Mark.FLUSH and has_service:
+    if line is ControlPacket.FLUSH and has_service:
         return First(frozenset(), ())  # an empty repository
     if not isinstance(line, str):
         raise packets.bad("an answer without refs")
@@ -149,7 +156,7 @@ def _read_second(packets: Packets) -> Second:
     return Second(capabilities)
 
 
-def _read_first(line: str | Mark, packets: Packets) -> First:
+def _read_first(line: str | ControlPacket, packets: Packets) -> First:
     """Read refs, each `<id> <name>`; the first one has the capabilities after a NUL, in an empty repository too."""
     refs: dict[str, Ref] = {}
     capabilities: frozenset[str] | None = None
@@ -170,7 +177,7 @@ def _read_first(line: str | Mark, packets: Packets) -> First:
             tag = refs[name.removesuffix(_PEELED)]
             refs[tag.name] = Ref(tag.name, tag.oid, oid)
         line = packets.line()
-    if line is not Mark.FLUSH or capabilities is None:
+    if line is not ControlPacket.FLUSH or capabilities is None:
         raise packets.bad("a list of refs that ends too early")
     for name in ("side-band-64k", "shallow"):
         if name not in capabilities:

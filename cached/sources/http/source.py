@@ -76,7 +76,7 @@ class WebSource:
         return await call_in_thread(self._resolve)
 
     async def find(self, paths: Sequence[str]) -> Listing:
-        """Describe named files below the location by HEAD. Raises as `Finding.find` says."""
+        """Describe named files below the location by HEAD. Raises as `Describing.find` says."""
         folder = self._folder
         listed = []
         for path in paths:

@@ -42,7 +42,7 @@ class LocalSource:
         return await call_in_thread(lambda _cancellation: self._resolve())
 
     async def find(self, paths: Sequence[str]) -> Listing:
-        """Describe named files below the folder. Raises as `Finding.find` says."""
+        """Describe named files below the folder. Raises as `Describing.find` says."""
         return await call_in_thread(lambda _cancellation: Listing(tuple(map(self._find, paths)), _IDENTITY))
 
     async def locate(self, file: RemoteFile) -> Target:

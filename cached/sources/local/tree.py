@@ -33,7 +33,7 @@ class PlainFile:
 
 
 @dataclass(slots=True)
-class Tree:
+class FolderTree:
     """The entries of a folder, without `.holdfast/`, also with invalid names: the check follows the choice.
 
     `odd`: entries that are no content (a dangling or escaping link, a socket, an unreadable entry) by path, each with
@@ -50,10 +50,10 @@ class _LinkedFolder(Permanent):
     """A symlink to a folder, where a plain file was expected."""
 
 
-def walk(base: Path) -> Tree:
+def walk(base: Path) -> FolderTree:
     """List the entries under `base`, files by path. Raises `HoldfastError` only if `base` itself cannot be listed."""
     root = Path(os.path.realpath(base))
-    inside, tree = _inside(root), Tree()
+    inside, tree = _inside(root), FolderTree()
     for prefix in tree.folders:  # grows by the folders found
         try:
             with os.scandir(root / prefix) as entries:
@@ -103,7 +103,7 @@ def file_error(error: OSError, path: Path) -> HoldfastError:
     return Transient("read", problem, "check the volume, or the NFS server behind it")
 
 
-def _add_entry(tree: Tree, entry: os.DirEntry[str], name: str, inside: tuple[Path, ...]) -> None:
+def _add_entry(tree: FolderTree, entry: os.DirEntry[str], name: str, inside: tuple[Path, ...]) -> None:
     path = Path(entry.path)
     try:
         if entry.is_dir(follow_symlinks=False):

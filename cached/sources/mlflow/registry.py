@@ -40,7 +40,7 @@ class FoundArtifacts:
     revision: str | None
 
 
-class ModelRegistry:
+class MlflowRegistry:
     """The questions of one resolve. `subject`: the location, for messages."""
 
     def __init__(self, service: Service, server: MlflowServer, subject: str) -> None:

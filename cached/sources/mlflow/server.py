@@ -75,7 +75,7 @@ class MlflowServer:
     ) -> Service:
         """Return the service with its credentials, for requests that end with `cancellation`. `chosen_by`: the server
         that named another one's address."""
-        return Service(client, cancellation, subject, self.credentials, Explanation(subject), chosen_by)
+        return Service(client, cancellation, subject, self.credentials, MlflowErrors(subject), chosen_by)
 
     def registry_url(self, method: str, **query: str) -> str:
         """Return the URL of a method of the model registry, as `model-versions/get`."""
@@ -86,7 +86,7 @@ class MlflowServer:
         return f"{self.tracking}{_API}/{method}" + (f"?{urlencode(query, quote_via=quote)}" if query else "")
 
 
-class Explanation:
+class MlflowErrors:
     """Explains MLflow's errors: JSON with `error_code` and `message`."""
 
     def __init__(self, subject: str) -> None:

@@ -12,7 +12,7 @@ from urllib.parse import quote
 from cached.sources.base import Opener, Source
 from cached.sources.mlflow.address import MlflowAddress
 from cached.sources.mlflow.proxy import ProxiedArtifacts, is_proxied
-from cached.sources.mlflow.registry import ModelRegistry
+from cached.sources.mlflow.registry import MlflowRegistry
 from cached.sources.mlflow.server import MlflowServer
 from cached.sources.resolving import Referral, Resolution, ResolvedSource
 from cached.sources.stores import StoreRules
@@ -29,7 +29,7 @@ def mlflow_source(uri: str, client: HttpClient, opener: Opener) -> ResolvedSourc
 
     def find(cancellation: Cancellation) -> Resolution:
         service = server.service(client, cancellation, address.display)
-        found = ModelRegistry(service, server, address.display).find(address.subject, address.folder)
+        found = MlflowRegistry(service, server, address.display).find(address.subject, address.folder)
         if is_proxied(found.uri):
             return Resolution((Referral(found.uri),), found.revision)
         location = rules.location(found.uri)

@@ -38,7 +38,7 @@ _GOOD = (200, 206)
 
 
 @dataclass(frozen=True, slots=True)
-class Tree:
+class RevisionFiles:
     """The files of a revision; `commit`: what that is, where the site says so."""
 
     files: tuple[RemoteFile, ...]
@@ -63,7 +63,7 @@ class Site:
         """What decides the answer for a file. Of the token only its presence counts."""
         return self._endpoint, self._address.repo, "token" if self._headers else ""
 
-    def tree(self) -> Tree:
+    def tree(self) -> RevisionFiles:
         """Return the files below the address's folder, with paths relative to it. Raises as `Source.resolve`."""
         query = {"Revision": self._address.revision, "Recursive": "True"}
         if self._address.folder:
@@ -86,7 +86,7 @@ class Site:
         latest = data.get("LatestCommitter")
         commit = latest.get("Id") if isinstance(latest, dict) else None
         commit = commit if isinstance(commit, str) and _COMMIT.fullmatch(commit) else None
-        return Tree(tuple(self._files(entries, commit)), commit)
+        return RevisionFiles(tuple(self._files(entries, commit)), commit)
 
     def read(self, file: RemoteFile, limit_bytes: int) -> bytes:
         """Return the bytes of a small file."""

@@ -28,7 +28,7 @@ _GZIP_WINDOW = 31  # zlib: a gzip header, and the largest window
 _ZSTD_WINDOW_BYTES = 128 * 1024 * 1024  # what `zstd --long` uses at most without being asked twice
 
 
-class BlobStream:
+class RegistryBlobStream:
     """The bytes of a blob from `offset`. `sha256`: of those received."""
 
     def __init__(
@@ -98,7 +98,7 @@ class BlobStream:
 
 
 @dataclass(frozen=True, slots=True)
-class Mark:
+class InflationPoint:
     """A place in a gzip stream: the offset of its next byte in the blob, and the state of the inflation there."""
 
     offset: int
@@ -108,19 +108,19 @@ class Mark:
 class Inflating(Protocol):
     """The inflated bytes of a layer."""
 
-    source: BlobStream
+    source: RegistryBlobStream
 
     def read(self, size: int) -> bytes:
         """Return at most `size` bytes, none at the end. Raises `HoldfastError`, also for what is not of the format."""
 
-    def mark(self) -> Mark | None:
+    def mark(self) -> InflationPoint | None:
         """Return this place, where it can be taken up again."""
 
 
 class GzipStream:
     """The inflated bytes of gzip members, from the beginning or from a mark."""
 
-    def __init__(self, source: BlobStream, where: str, mark: Mark | None = None) -> None:
+    def __init__(self, source: RegistryBlobStream, where: str, mark: InflationPoint | None = None) -> None:
         self.source = source
         self._where = where
         self._state: Any = None if mark is None else mark.state.copy()
@@ -148,17 +148,17 @@ class GzipStream:
             if data:
                 return data
 
-    def mark(self) -> Mark | None:
+    def mark(self) -> InflationPoint | None:
         """Return this place; None between two members."""
         if self._state is None:
             return None
-        return Mark(self.source.position - len(self._input), self._state.copy())
+        return InflationPoint(self.source.position - len(self._input), self._state.copy())
 
 
 class ZstdStream:
     """The inflated bytes of zstd frames."""
 
-    def __init__(self, source: BlobStream, where: str) -> None:
+    def __init__(self, source: RegistryBlobStream, where: str) -> None:
         try:
             import zstandard
         except ImportError as error:
@@ -181,12 +181,12 @@ class ZstdStream:
             raise bad_layer(self._where, "it is no zstd, or damaged") from error
         return data
 
-    def mark(self) -> Mark | None:
+    def mark(self) -> InflationPoint | None:
         """Return None: it can be read from its beginning only."""
         return None
 
 
-def inflate(source: BlobStream, media_type: str, where: str, mark: Mark | None = None) -> Inflating:
+def inflate(source: RegistryBlobStream, media_type: str, where: str, mark: InflationPoint | None = None) -> Inflating:
     """Return the inflated bytes of a layer by its media type. Raises `Permanent` (`no_zstd`)."""
     return ZstdStream(source, where) if "zstd" in media_type else GzipStream(source, where, mark)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from cached.contract.archive.tar import Entry, EntryKind
+from cached.contract.archive.tar import EntryKind, TarEntry
 from cached.contract.errors import HoldfastError, Permanent
 from cached.core.listing import format_path
 
@@ -37,7 +37,7 @@ class FileTree:
         self._has_whiteouts = has_whiteouts
         self._files: dict[str, PackedFile] = {}
 
-    def add_layer(self, digest: str, entries: Iterable[Entry]) -> None:
+    def add_layer(self, digest: str, entries: Iterable[TarEntry]) -> None:
         """Lay the entries of a layer over the files."""
         added: dict[str, PackedFile] = {}
         below = self._files if self._has_whiteouts else {}
@@ -67,7 +67,7 @@ class FileTree:
         inside = {path[len(MODELS) :]: file for path, file in self._files.items() if path.startswith(MODELS)}
         return (inside or dict(self._files)) if self._has_whiteouts else dict(self._files)
 
-    def _file(self, digest: str, entry: Entry, added: dict[str, PackedFile]) -> PackedFile:
+    def _file(self, digest: str, entry: TarEntry, added: dict[str, PackedFile]) -> PackedFile:
         if entry.kind is EntryKind.FILE:
             return PackedFile(digest, entry.start, entry.size)
         if entry.kind is EntryKind.LINK:
@@ -75,7 +75,7 @@ class FileTree:
             return target or self._odd(digest, entry, "a hard link to nothing")
         return self._odd(digest, entry, "a link, a device or another special file")
 
-    def _odd(self, digest: str, entry: Entry, found: str) -> PackedFile:
+    def _odd(self, digest: str, entry: TarEntry, found: str) -> PackedFile:
         problem = f"{self._where}: {format_path(entry.path)}: expected a regular file, found {found}"
         remedy = "pack the file itself, or leave it out with `exclude` in the model's entry of the catalog"
         return PackedFile(digest, entry.start, entry.size, Permanent("not_a_file", problem, remedy))

@@ -76,7 +76,7 @@ class Layer(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Artifact:
+class OciArtifact:
     """A manifest of files. `is_image`: its layers are the file system of an image, with whiteouts."""
 
     config: Descriptor
@@ -96,7 +96,7 @@ def digest_of(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def parse_manifest(data: bytes, content_type: str, where: str) -> Artifact | Index:
+def parse_manifest(data: bytes, content_type: str, where: str) -> OciArtifact | Index:
     """Parse the bytes of a manifest or an index. Raises `Transient` (`bad_response`) for what is no JSON, `Permanent`
     (`bad_artifact`) for anything else that is none of these."""
     try:
@@ -122,10 +122,10 @@ def parse_manifest(data: bytes, content_type: str, where: str) -> Artifact | Ind
     config = _descriptor(where, document.get("config"))
     is_image = config.media_type in _IMAGE_CONFIGS
     layers = [_descriptor(where, each) for each in _list(where, document, "layers", _MAX_LAYERS)]
-    return Artifact(config, tuple(_layer(where, each, is_image=is_image) for each in layers), is_image)
+    return OciArtifact(config, tuple(_layer(where, each, is_image=is_image) for each in layers), is_image)
 
 
-def diff_ids(config: bytes, artifact: Artifact, where: str) -> tuple[str | None, ...]:
+def diff_ids(config: bytes, artifact: OciArtifact, where: str) -> tuple[str | None, ...]:
     """Return the diff id of each layer, from the bytes of the config: an image's `rootfs.diff_ids`, or ModelPack's
     `modelfs.diffIds`; None for each of an artifact without them. Raises `Permanent` (`bad_artifact`) for an image
     without them, and for another number of them."""

@@ -48,7 +48,7 @@ class FoundManifest:
 
 
 @dataclass(slots=True)
-class _Server:
+class _Endpoint:
     """One endpoint. `is_direct`: it serves blobs itself; `is_away`: it did not answer at all."""
 
     endpoint: Endpoint
@@ -66,7 +66,7 @@ class Registry:
         self._client = client
         self._endpoints = endpoints
         self._lock = threading.Lock()
-        self._found: list[_Server] = []
+        self._found: list[_Endpoint] = []
         self._located: set[str] = set()
 
     def manifest(self, reference: str, cancellation: Cancellation) -> FoundManifest:
@@ -98,15 +98,15 @@ class Registry:
         if target.issuer is not None:
             target.issuer.refuse(target.headers)
 
-    def _servers(self) -> list[_Server]:
+    def _servers(self) -> list[_Endpoint]:
         with self._lock:
             if not self._found:
                 endpoints = self._endpoints or find_endpoints(self._address.host)
                 auths = (registry_auth(self._address, each, self._client, "pull") for each in endpoints)
-                self._found = [_Server(each, auth) for each, auth in zip(endpoints, auths, strict=True)]
+                self._found = [_Endpoint(each, auth) for each, auth in zip(endpoints, auths, strict=True)]
             return list(self._found)
 
-    def _first(self, servers: Sequence[_Server], ask: Callable[[_Server], T]) -> T:
+    def _first(self, servers: Sequence[_Endpoint], ask: Callable[[_Endpoint], T]) -> T:
         """Return the first answer; raise the registry's own error if there is none, a mirror's if it was not asked."""
         errors: list[HoldfastError] = []
         for server in sorted(servers, key=lambda each: each.is_away):
@@ -123,7 +123,7 @@ class Registry:
             )
         raise self._about(errors[-1])
 
-    def _manifest(self, server: _Server, reference: str, cancellation: Cancellation) -> FoundManifest:
+    def _manifest(self, server: _Endpoint, reference: str, cancellation: Cancellation) -> FoundManifest:
         url = server.endpoint.url(f"{self._address.repository}/manifests/{reference}")
         send = self._sender(cancellation)
         response = self._ask(server, url, send, (("Accept", ACCEPT),), cancellation)
@@ -141,7 +141,7 @@ class Registry:
             raise DigestMismatch(f"{where}: the manifest's digest", expected, found, remedy)
         return FoundManifest(response.body, found, response.headers.get_content_type())
 
-    def _blob_target(self, server: _Server, digest: str, cancellation: Cancellation, *, trusting: bool) -> HttpTarget:
+    def _blob_target(self, server: _Endpoint, digest: str, cancellation: Cancellation, *, trusting: bool) -> HttpTarget:
         url = server.endpoint.url(f"{self._address.repository}/blobs/{digest}")
         if server.is_direct and trusting:
             return server.auth.authorize(HttpTarget(url), cancellation)
@@ -164,7 +164,7 @@ class Registry:
 
     def _ask(
         self,
-        server: _Server,
+        server: _Endpoint,
         url: str,
         send: Callable[[HttpTarget], Response],
         headers: Headers,

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cached.contract.archive.tar import Entry, read_entries
+from cached.contract.archive.tar import TarEntry, read_entries
 from cached.contract.errors import InvalidManifest, Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest
 from cached.contract.program.thread_pool import start_pool
@@ -24,10 +24,10 @@ from cached.sources.oci.address import OciAddress
 from cached.sources.oci.layers import FileTree, PackedFile
 from cached.sources.oci.manifest import (
     MAX_DOCUMENT_BYTES,
-    Artifact,
     Descriptor,
     Index,
     Layer,
+    OciArtifact,
     Packing,
     bad_artifact,
     choose_manifest,
@@ -124,7 +124,9 @@ class OciSource:
     def _identity(self) -> str:
         return identity_of(self.kind, self._address.host, self._address.repository)
 
-    def _files(self, artifact: Artifact, cancellation: Cancellation) -> tuple[tuple[RemoteFile, ...], Manifest | None]:
+    def _files(
+        self, artifact: OciArtifact, cancellation: Cancellation
+    ) -> tuple[tuple[RemoteFile, ...], Manifest | None]:
         """Return the files, and the manifest of a version that `holdfast publish` wrote."""
         published = read_published(artifact.layers, self.display)
         if published is not None:
@@ -161,7 +163,7 @@ class OciSource:
         finally:
             stream.close()
 
-    def _unpack_all(self, artifact: Artifact, cancellation: Cancellation) -> list[RemoteFile]:
+    def _unpack_all(self, artifact: OciArtifact, cancellation: Cancellation) -> list[RemoteFile]:
         """Return the files in the archives among the layers, the later ones over the earlier ones."""
         ids: Sequence[str | None] = [None] * len(artifact.layers)
         if any(layer.packing is Packing.COMPRESSED for layer in artifact.layers):
@@ -193,7 +195,7 @@ class OciSource:
         key += f"+{found.blob.size}+{found.blob.media_type}"
         return RemoteFile(path, key, file.size, sha256 or "", sha256, problem=file.problem)
 
-    def _entries(self, layer: Layer, diff_id: str | None, cancellation: Cancellation) -> list[Entry]:
+    def _entries(self, layer: Layer, diff_id: str | None, cancellation: Cancellation) -> list[TarEntry]:
         where = self._name_of(layer.blob)
         if layer.packing is Packing.COMPRESSED:
             found = self._unpacker.unpack(layer.blob, diff_id, where, cancellation)

@@ -12,9 +12,9 @@ import threading
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
-from cached.contract.archive.tar import Entry, EntryKind, bad_tar, read_entries
+from cached.contract.archive.tar import EntryKind, TarEntry, bad_tar, read_entries
 from cached.contract.errors import DigestMismatch, Permanent
-from cached.sources.oci.compressed import BlobStream, Inflating, Mark, inflate
+from cached.sources.oci.compressed import Inflating, InflationPoint, RegistryBlobStream, inflate
 from cached.sources.oci.manifest import Descriptor
 from cached.sources.oci.registry import Registry
 from cached.transport.client import HttpClient
@@ -37,10 +37,10 @@ class Unpacked:
     and else where to begin to read them."""
 
     blob: Descriptor
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[TarEntry] = field(default_factory=list)
     sha256s: dict[int, str] = field(default_factory=dict)
     kept: dict[int, bytes] = field(default_factory=dict)
-    marks: dict[int, Mark] = field(default_factory=dict)
+    marks: dict[int, InflationPoint] = field(default_factory=dict)
 
     def keep_only(self, starts: Set[int]) -> None:
         """Forget what is there for other files than these: they are not read."""
@@ -59,7 +59,7 @@ class Unpacker:
 
     def unpack(self, blob: Descriptor, diff_id: str | None, where: str, cancellation: Cancellation) -> Unpacked:
         """Read a whole layer. `diff_id`: as the config has it, None where it has none. Raises `HoldfastError`."""
-        source = BlobStream(self._client, self._registry, blob, cancellation)
+        source = RegistryBlobStream(self._client, self._registry, blob, cancellation)
         try:
             plain = _Forward(inflate(source, blob.media_type, where), blob, where)
             found = Unpacked(blob)
@@ -79,7 +79,7 @@ class Unpacker:
             return FileStream(None, size, found.kept[start])
         mark = found.marks.get(start)
         offset = 0 if mark is None else mark.offset
-        source = BlobStream(self._client, self._registry, found.blob, cancellation, offset)
+        source = RegistryBlobStream(self._client, self._registry, found.blob, cancellation, offset)
         try:
             stream = inflate(source, found.blob.media_type, where, mark)
             if mark is None:
@@ -89,7 +89,7 @@ class Unpacker:
             raise
         return FileStream(stream, size)
 
-    def _read_file(self, plain: _Forward, entry: Entry, found: Unpacked, where: str) -> None:
+    def _read_file(self, plain: _Forward, entry: TarEntry, found: Unpacked, where: str) -> None:
         keep = self._keeps(entry.size)
         mark = None if keep or len(found.marks) >= _MOST_MARKS else plain.mark()
         sha, kept, left = hashlib.sha256(), bytearray(), entry.size
@@ -113,7 +113,9 @@ class Unpacker:
             self._kept_bytes += size
             return True
 
-    def _check(self, source: BlobStream, plain: _Forward, blob: Descriptor, diff_id: str | None, where: str) -> None:
+    def _check(
+        self, source: RegistryBlobStream, plain: _Forward, blob: Descriptor, diff_id: str | None, where: str
+    ) -> None:
         remedy = "push it again; nothing was published"
         found = f"sha256:{source.sha256.hexdigest()}"
         if found != blob.digest or source.position != blob.size:
@@ -196,7 +198,7 @@ class _Forward:
             left -= len(data)
             yield data
 
-    def mark(self) -> Mark | None:
+    def mark(self) -> InflationPoint | None:
         """Return this place, where it can be taken up again."""
         return self._stream.mark()
 

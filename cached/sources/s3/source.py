@@ -67,7 +67,7 @@ class S3Source:
         return Listing(files, await self._identity())
 
     async def find(self, paths: Sequence[str]) -> Listing:
-        """Describe named objects below the prefix by HeadObject. Raises as `Finding.find` says."""
+        """Describe named objects below the prefix by HeadObject. Raises as `Describing.find` says."""
         slots = asyncio.Semaphore(_CONNECTIONS)
 
         async def head(path: str) -> RemoteFile:

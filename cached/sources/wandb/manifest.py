@@ -25,7 +25,7 @@ _ARTIFACT = "wandb-artifact"
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ArtifactFile:
     """A file of an artifact. `digest`: of its own file in bytes, empty for a reference; `sums`: where that is an md5;
     `ref`: where a reference leads, empty for an own file; `version`: the ETag or generation of the object there."""
 
@@ -54,7 +54,7 @@ class Entry:
 class WandbManifest:
     """The entries by path, and the layout of the service's store."""
 
-    entries: dict[str, Entry]
+    entries: dict[str, ArtifactFile]
     layout: str
     region: str
 
@@ -76,7 +76,7 @@ class WandbManifest:
         return cls({path: _entry(path, each) for path, each in contents.items()}, layout, region)
 
 
-def place_of(entry: Entry, rules: StoreRules) -> tuple[str, Named]:
+def place_of(entry: ArtifactFile, rules: StoreRules) -> tuple[str, Named]:
     """Return the location of ours that a reference is in, and the file below it. Raises `Permanent`, as
     `StoreRules.location`."""
     parts = split_address(entry.ref)
@@ -103,7 +103,7 @@ def place_of(entry: Entry, rules: StoreRules) -> tuple[str, Named]:
     return place, Named(entry.path, at, entry.size, validator=entry.version)
 
 
-def _entry(path: str, each: Any) -> Entry:
+def _entry(path: str, each: Any) -> ArtifactFile:
     extra = each.get("extra") or {} if isinstance(each, dict) else None
     digest = each.get("digest") if isinstance(each, dict) else None
     if not isinstance(extra, dict) or not isinstance(digest, str):
@@ -115,13 +115,13 @@ def _entry(path: str, each: Any) -> Entry:
         raise _bad(f"an entry with texts at {path[:200]!r}")
     if ref:
         version = "" if digest == ref else str(extra.get("versionID") or digest) if ref.startswith("gs:") else digest
-        return Entry(path, size, ref=ref, version=version.strip('"'))
+        return ArtifactFile(path, size, ref=ref, version=version.strip('"'))
     try:
         value = base64.b64decode(digest, validate=True)
         sums = (Checksum(Algorithm.MD5, value.hex()),) if extra.get("alg", "MD5") == "MD5" else ()
     except (binascii.Error, ValueError) as error:
         raise _bad(f"a digest in base64 at {path[:200]!r}") from error
-    return Entry(path, size, value, sums, birth_artifact_id=birth)
+    return ArtifactFile(path, size, value, sums, birth_artifact_id=birth)
 
 
 def _bad(expected: str) -> ValueError:

@@ -41,7 +41,7 @@ _SIGN_IN = "set WANDB_API_KEY for the server of WANDB_BASE_URL, or put the key i
 
 
 @dataclass(frozen=True, slots=True)
-class Artifact:
+class WandbArtifact:
     """A committed artifact: its `manifest_url`, and the names by which the service stores its files."""
 
     version: int
@@ -61,7 +61,7 @@ class WandbService:
         self.headers: Headers = _credentials(address, client)
         self._fixed = FixedHeaders([address.base_url] if self.headers else (), self.headers)
 
-    def by_name(self, cancellation: Cancellation) -> Artifact:
+    def by_name(self, cancellation: Cancellation) -> WandbArtifact:
         """Return the artifact that the location names. Raises `Permanent` (`not_found`), `Transient` (`not_ready`)."""
         address = self._address
         names = {"entity": address.entity, "project": address.project}
@@ -73,16 +73,16 @@ class WandbService:
             raise self._absent(f"there is no such {what}, or this key may not see it")
         read = self._artifact(found)
         # Its files are asked for by the names that lead to it, also by a link in a registry.
-        return Artifact(read.version, read.manifest_url, address.entity, address.project, address.artifact)
+        return WandbArtifact(read.version, read.manifest_url, address.entity, address.project, address.artifact)
 
-    def by_id(self, artifact_id: str, cancellation: Cancellation) -> Artifact:
+    def by_id(self, artifact_id: str, cancellation: Cancellation) -> WandbArtifact:
         """Return the artifact with an id, which another one refers to. Raises as `by_name`."""
         found = self._query(_BY_ID, {"id": artifact_id}, cancellation).get("artifact")
         if found is None:
             raise self._absent("it refers to an artifact that is not there, or that this key may not see")
         return self._artifact(found)
 
-    def manifest(self, artifact: Artifact, cancellation: Cancellation) -> Any:
+    def manifest(self, artifact: WandbArtifact, cancellation: Cancellation) -> Any:
         """Return the JSON of an artifact's manifest. Raises `Transient` (`bad_response`) for anything else."""
         hop = next_hop(Address.parse(f"{self.base_url}/graphql"), artifact.manifest_url)
         target = HttpTarget(hop.url, chosen_by=self.base_url)  # signed: a store refuses a key beside that
@@ -138,7 +138,7 @@ class WandbService:
             return Permanent("not_found", shown, "check entity, project, artifact and alias")
         return Transient("bad_response", shown, "it is tried again; if it goes on, look at the service's status")
 
-    def _artifact(self, found: Any) -> Artifact:
+    def _artifact(self, found: Any) -> WandbArtifact:
         if not isinstance(found, dict):
             raise self.bad_answer("an artifact", type(found).__name__)
         state = found.get("state", "COMMITTED")
@@ -155,7 +155,7 @@ class WandbService:
         if not isinstance(url, str) or not isinstance(version, int) or not isinstance(project, dict):
             raise self.bad_answer("an artifact with a version and a manifest", "another form")
         names = (project.get("entityName"), project.get("name"), sequence.get("name"))
-        return Artifact(version, url, *(str(name or "") for name in names))
+        return WandbArtifact(version, url, *(str(name or "") for name in names))
 
     def _absent(self, found: str) -> Permanent:
         return Permanent(
@@ -174,7 +174,7 @@ class WandbService:
         return None
 
 
-def file_resource(layout: str, region: str, artifact: Artifact, birth: str, digest_hex: str, name: str) -> str:
+def file_resource(layout: str, region: str, artifact: WandbArtifact, birth: str, digest_hex: str, name: str) -> str:
     """Return the path of a file at the service, by its digest, for the layout of the manifest's storage policy."""
     if layout == "V1":
         return f"/artifacts/{quote(artifact.entity, safe='')}/{digest_hex}"

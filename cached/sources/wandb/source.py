@@ -13,8 +13,8 @@ from cached.sources.base import Opener, Source, identity_of, stretched
 from cached.sources.resolving import Named, Referral, Resolution, ResolvedSource
 from cached.sources.stores import StoreRules
 from cached.sources.wandb.address import WandbAddress
-from cached.sources.wandb.manifest import Entry, WandbManifest, place_of
-from cached.sources.wandb.service import Artifact, WandbService, file_resource
+from cached.sources.wandb.manifest import ArtifactFile, WandbManifest, place_of
+from cached.sources.wandb.service import WandbArtifact, WandbService, file_resource
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import call_in_thread
@@ -32,7 +32,7 @@ def wandb_source(uri: str, client: HttpClient, opener: Opener) -> ResolvedSource
     own: list[RemoteFile] = []
 
     def find(cancellation: Cancellation) -> Resolution:
-        found = _Finder(address, service, cancellation)
+        found = _ArtifactFinder(address, service, cancellation)
         own[:] = found.own
         referrals = [Referral(_OWN)] if own else []
         for place, named in sorted(found.referred.items()):
@@ -72,7 +72,7 @@ class OwnFiles:
         """Do nothing: the source holds no resources."""
 
 
-class _Finder:
+class _ArtifactFinder:
     """One resolve: the `version` of the artifact, its `own` files, and the files `referred` to by their places."""
 
     def __init__(self, address: WandbAddress, service: WandbService, cancellation: Cancellation) -> None:
@@ -80,7 +80,7 @@ class _Finder:
         self._service = service
         self._cancellation = cancellation
         self._rules = StoreRules(address.display, address.file_root, "?file_root=/folder")
-        self._others: dict[str, tuple[Artifact, WandbManifest]] = {}
+        self._others: dict[str, tuple[WandbArtifact, WandbManifest]] = {}
         self.own: list[RemoteFile] = []
         self.referred: dict[str, list[Named]] = {}
         artifact = service.by_name(cancellation)
@@ -90,7 +90,7 @@ class _Finder:
             if path.startswith(address.folder) and path != address.folder:
                 self._place(path[len(address.folder) :], entry, artifact, manifest)
 
-    def _place(self, path: str, entry: Entry, artifact: Artifact, manifest: WandbManifest) -> None:
+    def _place(self, path: str, entry: ArtifactFile, artifact: WandbArtifact, manifest: WandbManifest) -> None:
         """Add one file to those that are its own, or to those of the place that it refers to."""
         problem: HoldfastError | None = bad_name(self._address.display, path)
         try:
@@ -113,8 +113,8 @@ class _Finder:
         )
 
     def _follow(
-        self, entry: Entry, artifact: Artifact, manifest: WandbManifest
-    ) -> tuple[Entry, Artifact, WandbManifest]:
+        self, entry: ArtifactFile, artifact: WandbArtifact, manifest: WandbManifest
+    ) -> tuple[ArtifactFile, WandbArtifact, WandbManifest]:
         """Follow references to other artifacts to the entry that has a file, or names a store."""
         path = entry.path
         for _ in range(_MAX_HOPS):
@@ -133,7 +133,7 @@ class _Finder:
         problem = f"{self._address.display}: {path[:200]!r} leads to another artifact more than {_MAX_HOPS} times"
         raise Permanent("circular_source", problem, "log the artifact with the files themselves")
 
-    def _read(self, artifact: Artifact) -> WandbManifest:
+    def _read(self, artifact: WandbArtifact) -> WandbManifest:
         try:
             return WandbManifest.read(self._service.manifest(artifact, self._cancellation))
         except ValueError as error:

@@ -44,7 +44,7 @@ Stamp = tuple[int, int, int]  # inode, mtime and ctime in nanoseconds
 FileStamp = tuple[int, int, int, int]  # the same, and the size
 
 
-class Doubt(Exception):
+class IndexNotBelieved(Exception):
     """The index is not believed; the message says why."""
 
 
@@ -92,7 +92,7 @@ class Status:
 
 
 @dataclass(frozen=True, slots=True)
-class Contents:
+class TreeAtRest:
     """What the tree has at rest. `folders`: the stamp of each folder, by its path in the root. `manifest_stamps` and
     `records_stamps`: of each snapshot's manifest, and of its `.holdfast`. `links`: how many snapshots have a blob."""
 
@@ -111,7 +111,7 @@ class Contents:
 class Believed:
     """An index that is believed. `to_sweep`: folders of records that were written to since, for a verified record."""
 
-    contents: Contents
+    contents: TreeAtRest
     to_sweep: tuple[Path, ...]
 
 
@@ -149,7 +149,7 @@ def read_boot() -> str:
     return _BOOT.read_text().strip()
 
 
-def encode(contents: Contents, device: int, begun_ns: int) -> bytes:
+def encode(contents: TreeAtRest, device: int, begun_ns: int) -> bytes:
     """Return the bytes of the file. `begun_ns`: the file system's time before the first stamp was taken."""
     digests = sorted(contents.manifests)
     numbers = {digest: number for number, digest in enumerate(digests)}
@@ -193,7 +193,7 @@ def encode(contents: Contents, device: int, begun_ns: int) -> bytes:
 
 
 def load(layout: Layout) -> Believed | None:
-    """Return the index if it is believed, None if there is none; raises `Doubt`."""
+    """Return the index if it is believed, None if there is none; raises `IndexNotBelieved`."""
     try:
         data = _read(layout.start_index)
         if data is None:
@@ -202,11 +202,11 @@ def load(layout: Layout) -> Believed | None:
         contents = _decode(head, binary)
         return _compare(layout, head, contents)
     except OSError as error:
-        raise Doubt(f"{error.filename or layout.start_index}: {error.strerror or error}") from error
+        raise IndexNotBelieved(f"{error.filename or layout.start_index}: {error.strerror or error}") from error
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError, RecursionError) as error:
-        raise Doubt(f"it cannot be read: {error!r}"[:200]) from error
+        raise IndexNotBelieved(f"it cannot be read: {error!r}"[:200]) from error
     except HoldfastError as error:
-        raise Doubt(f"it cannot be read: {error}"[:200]) from error
+        raise IndexNotBelieved(f"it cannot be read: {error}"[:200]) from error
 
 
 def _read(path: Path) -> bytes | None:
@@ -217,30 +217,30 @@ def _read(path: Path) -> bytes | None:
     with open(descriptor, "rb", buffering=0) as file:
         found = os.fstat(descriptor)
         if found.st_mode != stat.S_IFREG | MODE or found.st_uid != os.geteuid() or found.st_nlink != 1:
-            raise Doubt("it is not a file that the daemon made")
+            raise IndexNotBelieved("it is not a file that the daemon made")
         if found.st_size > _MOST_BYTES:
-            raise Doubt("it is too large")
+            raise IndexNotBelieved("it is too large")
         return file.readall()
 
 
 def _check(data: bytes) -> tuple[dict[str, Any], memoryview]:
-    """Return the two parts of a whole index of this format and boot; raises `Doubt`."""
+    """Return the two parts of a whole index of this format and boot; raises `IndexNotBelieved`."""
     if not data.startswith(FORMAT):
-        raise Doubt("it has another format, of another release")
+        raise IndexNotBelieved("it has another format, of another release")
     at = len(FORMAT) + 65
     body = memoryview(data)[at:]
     if data[len(FORMAT) : at] != hashlib.sha256(body).hexdigest().encode() + b"\n":
-        raise Doubt("its checksum is wrong: it was cut or changed")
+        raise IndexNotBelieved("its checksum is wrong: it was cut or changed")
     end = data.index(b"\n", at)
     head = json.loads(data[at:end])
     if head["byte_order"] != sys.byteorder:
-        raise Doubt("another machine wrote it")
+        raise IndexNotBelieved("another machine wrote it")
     if head["boot"] != read_boot():
-        raise Doubt("another boot wrote it")
+        raise IndexNotBelieved("another boot wrote it")
     return head, memoryview(data)[end + 1 :]
 
 
-def _decode(head: dict[str, Any], binary: memoryview) -> Contents:
+def _decode(head: dict[str, Any], binary: memoryview) -> TreeAtRest:
     count, parts = head["blobs"], _Parts(binary)
     digits = parts.take(32 * count).hex()
     blobs = [digits[at : at + 64] for at in range(0, len(digits), 64)]
@@ -269,7 +269,7 @@ def _decode(head: dict[str, Any], binary: memoryview) -> Contents:
             seen, pinned, source, since, updated = told
             verdict = fetched[ref].record.verdict if noted is not None else NO_VERDICT
             statuses[ref] = Status(tuple(seen), models[ref], verdict, pinned, source, since, updated)
-    return Contents(
+    return TreeAtRest(
         folders={path: tuple(seen) for path, seen in head["folders"].items()},
         manifests=dict(zip(digests, map(Manifest.unpack, packed), strict=True)),
         manifest_stamps=dict(zip(digests, map(tuple, head["manifest_stamps"]), strict=True)),
@@ -291,7 +291,7 @@ class _Parts:
     def take(self, size: int) -> memoryview:
         taken, self._data = self._data[:size], self._data[size:]
         if len(taken) != size:
-            raise Doubt("it is too short")
+            raise IndexNotBelieved("it is too short")
         return taken
 
     def take_numbers(self, kind: str, count: int) -> array[int]:
@@ -301,7 +301,7 @@ class _Parts:
 
     def check_end(self) -> None:
         if self._data:
-            raise Doubt("it is too long")
+            raise IndexNotBelieved("it is too long")
 
 
 def _encode(noted: Record) -> list[Any]:
@@ -316,30 +316,30 @@ def _decode_record(digest: Digest, noted: list[Any]) -> Record:
     return Record(tuple(seen), FetchRecord(digest, request, source, revision, resolved_at, {}, found))
 
 
-def _compare(layout: Layout, head: dict[str, Any], contents: Contents) -> Believed:
-    """Raise `Doubt` unless every stamp is what it was."""
+def _compare(layout: Layout, head: dict[str, Any], contents: TreeAtRest) -> Believed:
+    """Raise `IndexNotBelieved` unless every stamp is what it was."""
     root = os.fspath(layout.root)
     if os.lstat(layout.private).st_dev != head["device"]:
-        raise Doubt("the root is on another file system")
+        raise IndexNotBelieved("the root is on another file system")
     if time.time_ns() < head["begun_ns"]:
-        raise Doubt("the clock was set back")
+        raise IndexNotBelieved("the clock was set back")
     for path, seen in contents.folders.items():
         if stamp(f"{root}/{path}") != seen:
-            raise Doubt(f"{path} changed")
+            raise IndexNotBelieved(f"{path} changed")
     for ref, noted in contents.fetched.items():
         if stamp_file(f"{root}/private/fetched/{ref.path_segment}/{ref.version}.json") != noted.stamp:
-            raise Doubt(f"the fetch record of {ref} changed")
+            raise IndexNotBelieved(f"the fetch record of {ref} changed")
     to_sweep = []
     for digest, seen in contents.records_stamps.items():
         folder = f"{root}/public/snapshots/{digest.hex}/.holdfast"
         if stamp_file(f"{folder}/manifest.json") != contents.manifest_stamps[digest]:
-            raise Doubt(f"the manifest of snapshot {digest} changed")
+            raise IndexNotBelieved(f"the manifest of snapshot {digest} changed")
         if stamp(folder) != seen:
             to_sweep.append(Path(folder))
     return Believed(contents, tuple(to_sweep))
 
 
-def iterate_stamps(contents: Contents) -> Iterator[Iterable[int]]:
+def iterate_stamps(contents: TreeAtRest) -> Iterator[Iterable[int]]:
     """Yield every stamp, for a look at their times."""
     yield from contents.folders.values()
     yield from contents.manifest_stamps.values()

@@ -37,7 +37,7 @@ class NotAtRest(Exception):
 def write_index(layout: Layout, known: Mapping[Digest, Manifest], deadline: float) -> bool:
     """Write the index, unless the present one is right; return whether it was written. `known`: manifests that were
     parsed before. Raises `NotAtRest`, also at `deadline` (monotonic seconds), and OSError."""
-    with contextlib.suppress(index.Doubt):
+    with contextlib.suppress(index.IndexNotBelieved):
         if index.load(layout) is not None:
             return False
     if is_on_network(layout.root):
@@ -58,7 +58,7 @@ def write_index(layout: Layout, known: Mapping[Digest, Manifest], deadline: floa
 
 def _look_until_quiet(
     layout: Layout, known: Mapping[Digest, Manifest], descriptor: int, deadline: float
-) -> tuple[index.Contents, int]:
+) -> tuple[index.TreeAtRest, int]:
     """Return what the tree has, and the file system's time before it was looked at."""
     for _ in range(_LOOKS):
         os.fchmod(descriptor, index.MODE)  # its ctime is the file system's time now
@@ -96,7 +96,7 @@ def _take_stamps(layout: Layout) -> _Stamps:
     )
 
 
-def _look(layout: Layout, known: Mapping[Digest, Manifest], deadline: float) -> index.Contents:
+def _look(layout: Layout, known: Mapping[Digest, Manifest], deadline: float) -> index.TreeAtRest:
     """Return what the tree has; raises `NotAtRest` where recovery would find something to do."""
     stamps = _take_stamps(layout)
     _check_time(deadline)
@@ -126,7 +126,7 @@ def _look(layout: Layout, known: Mapping[Digest, Manifest], deadline: float) -> 
         durable.fsync_dir(folder)
     if _take_stamps(layout) != stamps:
         raise NotAtRest("the store changed")
-    return index.Contents(
+    return index.TreeAtRest(
         folders=stamps.folders,
         manifests=manifests,
         manifest_stamps={Digest(name): seen for name, seen in stamps.manifests.items()},

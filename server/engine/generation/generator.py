@@ -26,7 +26,7 @@ from server.engine.lora import Adapter, Adapters
 from server.engine.model_files import Loaded, load_causal_lm, positions
 from server.engine.settings import FolderSettings, read_settings
 from server.engine.tokenizer import Tokens
-from server.engine.types import About, ChatRequest, Continuation, GenerationRequest, Kind, Limits
+from server.engine.types import About, ChatRequest, Continuation, GenerationRequest, Limits, ModelKind
 from server.weights.host import memory
 
 _LOG = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class TextGenerator:
     def about(self) -> About:
         loaded, tokens = self._loaded, self._tokens
         return About(
-            Kind.COMPLETIONS,
+            ModelKind.COMPLETIONS,
             tokens.context,
             self._device,
             str(loaded.dtype).removeprefix("torch."),

@@ -46,9 +46,9 @@ def defer(deferral: Deferral) -> None:
     """Defer a package from its next import on; has no effect on one that is imported already."""
     if deferral.name in sys.modules:
         return
-    finder = next((one for one in sys.meta_path if isinstance(one, _Finder)), None)
+    finder = next((one for one in sys.meta_path if isinstance(one, _DeferredFinder)), None)
     if finder is None:
-        finder = _Finder()
+        finder = _DeferredFinder()
         sys.meta_path.insert(0, finder)
     finder.deferrals[deferral.name] = deferral
 
@@ -162,7 +162,7 @@ def _hand_over(package: ModuleType, current: ModuleType) -> None:
         setattr(sys.modules[parent], name, current)
 
 
-class _Finder(MetaPathFinder):
+class _DeferredFinder(MetaPathFinder):
     """Finds deferred packages, and runs the `__init__` of one for a submodule that needs it."""
 
     def __init__(self) -> None:

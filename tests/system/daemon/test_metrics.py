@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cached.contract.digest import Digest
 from cached.contract.metrics import daemon as table
-from cached.contract.metrics.metric import Kind, Metric, Per
+from cached.contract.metrics.metric import Metric, MetricKind, Per
 from cached.contract.reference import ModelRef
 from tests.support.daemon import DaemonProcess, daemon_process, prefetched, write_files
 from tests.support.promtool import find_differences, list_complaints, needs_promtool
@@ -60,13 +60,13 @@ def test_a_metric_is_as_the_table_says(page: str, metric: Metric) -> None:
     """The metric is there under its name, with its type, its help, exactly its labels, and no more series than its
     bound."""
     families = {family.name: family for family in text_string_to_metric_families(page)}
-    family = families.get(metric.name.removesuffix("_total") if metric.kind is Kind.COUNTER else metric.name)
+    family = families.get(metric.name.removesuffix("_total") if metric.kind is MetricKind.COUNTER else metric.name)
     samples = [] if family is None else [s for s in family.samples if s.name in (metric.name, f"{metric.name}_bucket")]
     assert bool(samples) is (metric.name not in SILENT)
     if family is not None:
-        assert family.type == ("gauge" if metric.kind is Kind.INFO else metric.kind.value)
+        assert family.type == ("gauge" if metric.kind is MetricKind.INFO else metric.kind.value)
         assert family.documentation == metric.help
-        labels = {*metric.labels, "le"} if metric.kind is Kind.HISTOGRAM else set(metric.labels)
+        labels = {*metric.labels, "le"} if metric.kind is MetricKind.HISTOGRAM else set(metric.labels)
         optional = {"reason"} if metric is table.MODEL_STATE else set()  # of an error that is not there
         assert all(labels - optional <= set(sample.labels) <= labels for sample in samples)
         assert len(family.samples) <= metric.series * (

@@ -22,7 +22,7 @@ from cached.contract.reference import ModelRef
 from cached.daemon.api import listeners
 from cached.daemon.api.read_api import RenderedPage
 from cached.daemon.http import connection
-from cached.daemon.http.messages import Request, Response, make_router
+from cached.daemon.http.messages import HttpRequest, WholeResponse, make_router
 from cached.daemon.http.server import MOST_CONNECTIONS
 from cached.node.threads import Blocking
 from cached.store import recovery
@@ -205,8 +205,8 @@ def test_a_gate_is_probed_among_silent_clients(daemon: DaemonProcess, gates: Gat
     pytest.fail("answered only after the silent clients were hung up on")
 
 
-async def _answer_much(_request: Request) -> Response:
-    return Response(bytes(64 * _MIB))
+async def _answer_much(_request: HttpRequest) -> WholeResponse:
+    return WholeResponse(bytes(64 * _MIB))
 
 
 # --- clients ---------------------------------------------------------------------------------------------------------

@@ -11,10 +11,10 @@ import pytest
 from cached.contract.annotations import CSI_DRIVER, KNOWN, PREFIX, WeightsRequest, parse
 from cached.csi.request import Access, parse_request
 from cached.daemon.config import parse_config
-from cached.fetch.pool.membership import Place as Member
+from cached.fetch.pool.membership import MemberAddress as Member
 from sidecar.injector import pool_key
 from sidecar.injector import settings as inject_settings
-from sidecar.injector.certificate_store import Place
+from sidecar.injector.certificate_store import CertificateObjects
 from sidecar.injector.gate_container import NAME, make_gate, mount
 from tests.support.kustomize import Json, containers
 from tests.support.manifests import EVERYTHING, OVERLAYS, objects, one
@@ -80,7 +80,7 @@ def test_the_webhook_leads_to_the_injector() -> None:
     }
     settings = inject_settings.parse(["--gate-image", "x", "--namespace", "holdfast"])
     place = settings.certificate
-    assert place == Place("holdfast", "holdfast-injector-tls", "holdfast-injector", "holdfast-injector")
+    assert place == CertificateObjects("holdfast", "holdfast-injector-tls", "holdfast-injector", "holdfast-injector")
 
 
 @pytest.mark.parametrize("kustomization", OVERLAYS)

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from cached.contract.metrics import daemon, gate, injector, server
-from cached.contract.metrics.metric import Kind, Metric
+from cached.contract.metrics.metric import Metric, MetricKind
 from tests.support.promtool import list_complaints, needs_promtool
 
 PROGRAMS = {"daemon": daemon.ALL, "gate": gate.ALL, "injector": injector.ALL, "server": server.ALL}
@@ -23,9 +23,9 @@ def test_a_program_has_each_metric_once(name: str) -> None:
     assert len({metric.name for metric in metrics}) == len(metrics)
     for metric in metrics:
         assert re.fullmatch(r"holdfast_[a-z0-9_]+|process_start_time_seconds", metric.name)
-        assert metric.name.endswith("_total") is (metric.kind is Kind.COUNTER), metric
-        assert metric.name.endswith("_info") is (metric.kind is Kind.INFO), metric
-        assert bool(metric.buckets) is (metric.kind is Kind.HISTOGRAM), metric
+        assert metric.name.endswith("_total") is (metric.kind is MetricKind.COUNTER), metric
+        assert metric.name.endswith("_info") is (metric.kind is MetricKind.INFO), metric
+        assert bool(metric.buckets) is (metric.kind is MetricKind.HISTOGRAM), metric
         assert metric.help and "\n" not in metric.help and metric.combinations >= 1
         assert not {"job", "instance", "le", "quantile"} & set(metric.labels)
         assert list(metric.buckets) == sorted(metric.buckets)
@@ -48,11 +48,11 @@ def test_a_name_that_programs_share_means_the_same() -> None:
 
 def test_the_text_is_an_exposition() -> None:
     """A sample's labels are escaped, and its value keeps every digit of a size and of a time."""
-    metric = Metric("holdfast_x_bytes", Kind.GAUGE, "A size.", ("a", "b"))
+    metric = Metric("holdfast_x_bytes", MetricKind.GAUGE, "A size.", ("a", "b"))
     assert metric.head() == "# HELP holdfast_x_bytes A size.\n# TYPE holdfast_x_bytes gauge\n"
     assert metric.sample(1, 'q"\\\n', "é") == 'holdfast_x_bytes{a="q\\"\\\\\\n",b="é"} 1\n'
-    assert Metric("n", Kind.GAUGE, "N.").sample(1_234_567_890_123_456) == "n 1234567890123456\n"
-    assert Metric("n", Kind.GAUGE, "N.").sample(1764499999.125) == "n 1764499999.125\n"
+    assert Metric("n", MetricKind.GAUGE, "N.").sample(1_234_567_890_123_456) == "n 1234567890123456\n"
+    assert Metric("n", MetricKind.GAUGE, "N.").sample(1764499999.125) == "n 1764499999.125\n"
     with pytest.raises(ValueError, match="zip"):
         metric.sample(1, "only one")
 
@@ -67,7 +67,7 @@ def test_promtool_has_nothing_against_a_table(name: str) -> None:
 
 def _expose(metric: Metric) -> str:
     labels = ["x"] * len(metric.labels)
-    if metric.kind is not Kind.HISTOGRAM:
+    if metric.kind is not MetricKind.HISTOGRAM:
         return metric.head() + metric.sample(1, *labels)
     pairs = [f'{name}="x"' for name in metric.labels]
     bounds = [",".join([*pairs, f'le="{bound}"']) for bound in (*metric.buckets, "+Inf")]

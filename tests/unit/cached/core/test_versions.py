@@ -55,7 +55,7 @@ from cached.core.versions.record import (
     PinMismatch,
     Pull,
     Queued,
-    Refused,
+    RefusedWants,
     Running,
     Stopping,
 )
@@ -648,7 +648,7 @@ def test_answers_are_kept_ten_minutes(node: Node) -> None:
     met, refused = node.pull(A), node.pull(unknown)
     node.publish(A)
     node.refresh()
-    assert isinstance(node.table.get(unknown).state, Refused)
+    assert isinstance(node.table.get(unknown).state, RefusedWants)
     node.now += 599
     node.refresh()
     assert _found(node, met).digest and _found(node, refused).error

@@ -15,7 +15,7 @@ from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef, ModelRequest
 from cached.core.demand import PodWant
 from cached.csi.leases import Leases
-from cached.csi.mounts import Content, FoundVolume, Mounter
+from cached.csi.mounts import FoundVolume, Mounter, VolumeContent
 from cached.csi.request import VolumeRequest
 from cached.csi.volumes import VolumePace, Volumes
 from cached.csi.wants import VolumeWants, WithVolumes
@@ -92,7 +92,7 @@ class Case:
     def adopt(self) -> None:
         """Take over a volume of the version, as after a restart."""
         self.leases.adopt(self.target, {self.digest})
-        self.volumes.adopt({str(self.target): FoundVolume(Content.of_snapshot(self.digest), is_whole=True)})
+        self.volumes.adopt({str(self.target): FoundVolume(VolumeContent.of_snapshot(self.digest), is_whole=True)})
 
     def request(self, ref: ModelRef) -> VolumeRequest:
         return VolumeRequest("id", self.target, (ModelRequest(ref),), False, False, "uid", "pod", "default")

@@ -22,7 +22,7 @@ from cached.contract.layout import Layout
 from cached.daemon.config import parse_config
 from cached.daemon.metrics import DaemonMetrics
 from cached.daemon.pool import ZONE_LABEL, PoolOptions, TlsOptions, open_pool, read_pool_tls
-from cached.fetch.pool.membership import Place
+from cached.fetch.pool.membership import MemberAddress
 from cached.kube.kubernetes import KubernetesCluster
 from cached.peers.access import PoolKeys, SignedRequest
 from cached.peers.members import trackers_of
@@ -65,7 +65,7 @@ def test_peers_are_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     assert options_of("--peers", "off").peers is None
     monkeypatch.setenv("HOLDFAST_PEERS", "dns:peers:9402")
     monkeypatch.setenv("HOLDFAST_PEER_UPLOAD", "1MiB/s")
-    assert options_of().peers == (Place("peers", 9402),)
+    assert options_of().peers == (MemberAddress("peers", 9402),)
     assert options_of().upload == 1 << 20
 
 

@@ -166,7 +166,7 @@ def test_lost_events_are_a_look_at_everything(tmp_path: Path, monkeypatch: pytes
 
     async def body() -> None:
         async with _tree(tmp_path) as tree:
-            lost = [inotify.Event(-1, inotify.IN_Q_OVERFLOW, "")]
+            lost = [inotify.InotifyEvent(-1, inotify.IN_Q_OVERFLOW, "")]
             monkeypatch.setattr(inotify.Inotify, "read", lambda _self: lost)
             with tree.watch.ignoring_own():
                 pass

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cached.peers.access import WINDOW_S, PoolKeys, Refused, SignedRequest, digest_content
+from cached.peers.access import WINDOW_S, NotOfThisPool, PoolKeys, SignedRequest, digest_content
 
 KEY, OTHER = b"k" * 32, b"o" * 32
 NOW = 1_800_000_000.0
@@ -23,7 +23,7 @@ def test_a_request_of_the_pool_is_accepted_within_the_window() -> None:
     for now in (NOW - WINDOW_S, NOW, NOW + WINDOW_S):
         keys.check(REQUEST, signed, now)
     for now in (NOW - WINDOW_S - 2, NOW + WINDOW_S + 2):
-        with pytest.raises(Refused, match="clocks"):
+        with pytest.raises(NotOfThisPool, match="clocks"):
             keys.check(REQUEST, signed, now)
 
 
@@ -40,7 +40,7 @@ def test_a_request_of_the_pool_is_accepted_within_the_window() -> None:
 def test_a_signature_is_of_one_request(change: dict[str, str]) -> None:
     """A signature of one request is none of another method, path, range or body's digest."""
     keys = PoolKeys([KEY])
-    with pytest.raises(Refused):
+    with pytest.raises(NotOfThisPool):
         keys.check(replace(REQUEST, **change), keys.sign(REQUEST, NOW), NOW)
 
 
@@ -48,14 +48,14 @@ def test_parts_cannot_be_moved_between_fields() -> None:
     """The end of a path is no beginning of a range: each part is signed with its length."""
     keys = PoolKeys([KEY])
     one, other = SignedRequest("GET", "/ab", "c"), SignedRequest("GET", "/a", "bc")
-    with pytest.raises(Refused):
+    with pytest.raises(NotOfThisPool):
         keys.check(other, keys.sign(one, NOW), NOW)
 
 
 def test_two_pools_do_not_mix_and_a_key_rotates() -> None:
     """Another key is refused; while both are listed, nodes with the old and the new one understand each other."""
     old, new, both, swapped = PoolKeys([OTHER]), PoolKeys([KEY]), PoolKeys([OTHER, KEY]), PoolKeys([KEY, OTHER])
-    with pytest.raises(Refused, match="another key"):
+    with pytest.raises(NotOfThisPool, match="another key"):
         new.check(REQUEST, old.sign(REQUEST, NOW), NOW)
     for signer, reader in ((old, both), (both, old), (both, swapped), (swapped, both), (swapped, new), (new, swapped)):
         reader.check(REQUEST, signer.sign(REQUEST, NOW), NOW)
@@ -64,7 +64,7 @@ def test_two_pools_do_not_mix_and_a_key_rotates() -> None:
 @given(st.text(max_size=120))
 def test_any_header_is_refused_or_right(header: str) -> None:
     """Whatever stands in the header, it is refused and never an error."""
-    with contextlib.suppress(Refused):
+    with contextlib.suppress(NotOfThisPool):
         PoolKeys([KEY]).check(REQUEST, header, NOW)
         raise AssertionError(header)
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cached.peers.bits import all_bits, set_of
 from cached.peers.messages import PieceDigest, Reason, Reply, decode_announce, encode_announce
-from cached.peers.swarm import ALONE_S, ANNOUNCE_S, NEIGHBOURS, PATIENCE_S, SOON_S, Load, Request, Swarm
+from cached.peers.swarm import ALONE_S, ANNOUNCE_S, NEIGHBOURS, PATIENCE_S, SOON_S, Load, PieceRequest, Swarm
 
 COUNT = 64
 ALL = all_bits(COUNT)
@@ -35,9 +35,9 @@ def test_the_origin_is_asked_for_granted_pieces_only() -> None:
     swarm = make_swarm()
     assert swarm.next_request(ALL, 0.0) is None
     answer(swarm, grants=(7, 9))
-    assert swarm.next_request(ALL, 0.0) == Request(7, None)
+    assert swarm.next_request(ALL, 0.0) == PieceRequest(7, None)
     assert swarm.next_request(set_of([7]), 0.0) is None
-    assert swarm.next_request(ALL, 0.0) == Request(9, None)
+    assert swarm.next_request(ALL, 0.0) == PieceRequest(9, None)
     assert swarm.next_request(ALL, 0.0) is None
 
 
@@ -62,7 +62,7 @@ def test_a_peer_is_asked_only_for_what_can_be_checked() -> None:
     swarm = make_swarm()
     answer(swarm, neighbours=(P[1],), digests=(PieceDigest(5, "5" * 64),), since=1)
     swarm.heard(P[1], ALL, Load(), 0.0)
-    assert swarm.next_request(ALL, 0.0) == Request(5, P[1])
+    assert swarm.next_request(ALL, 0.0) == PieceRequest(5, P[1])
     assert swarm.next_request(ALL, 0.0) is None
     assert swarm.digest_of(5) == "5" * 64
     assert swarm.digest_of(6) is None
@@ -83,7 +83,7 @@ def test_an_import_is_asked_of_its_holder() -> None:
     """A piece that is to cross into the zone is asked of the node that was named, though it is no neighbour."""
     swarm = make_swarm()
     answer(swarm, imports=((3, P[30]),))
-    assert swarm.next_request(ALL, 0.0) == Request(3, P[30])
+    assert swarm.next_request(ALL, 0.0) == PieceRequest(3, P[30])
 
 
 def receive(swarm: Swarm, peer: str, rate: float, load: Load, times: int = 1) -> None:
@@ -92,7 +92,7 @@ def receive(swarm: Swarm, peer: str, rate: float, load: Load, times: int = 1) ->
         missing = ALL & ~swarm.have
         request = swarm.next_request(missing, 0.0)
         assert request is not None
-        swarm.received(Request(request.piece, peer), rate, load, 0.0)
+        swarm.received(PieceRequest(request.piece, peer), rate, load, 0.0)
 
 
 def left_by(swarm: Swarm) -> dict[str, Reason]:
@@ -131,7 +131,7 @@ def test_a_lying_peer_is_left_at_once() -> None:
     swarm = make_swarm()
     answer(swarm, neighbours=(P[1],), imports=((4, P[1]),))
     request = swarm.next_request(set_of([4]), 0.0)
-    assert request == Request(4, P[1])
+    assert request == PieceRequest(4, P[1])
     swarm.failed(request, Reason.WRONG, 0.0)
     swarm.heard(P[1], ALL, Load(), 0.0)
     assert swarm.next_request(ALL, 0.0) is None
@@ -241,7 +241,7 @@ def test_whatever_others_say_a_piece_is_asked_of_one_place(events: list[tuple[An
     """Whatever trackers and peers answer, and in whatever order: no piece is asked for that is here or on its way, a
     peer is asked only for what can be checked, and the tables stay small."""
     swarm = make_swarm(have)
-    running: dict[int, Request] = {}
+    running: dict[int, PieceRequest] = {}
     for now, (kind, *about) in enumerate(events):
         if kind == "reply":
             swarm.take_reply(about[0], now)
@@ -279,9 +279,9 @@ def test_an_announce_says_what_is_held_wanted_and_granted() -> None:
     assert said.have == 1
     assert said.want == set_of(range(2, 10))
     assert said.working == (1, 2, 3)
-    swarm.received(Request(1, None), 0.0, Load(), 1.0)
+    swarm.received(PieceRequest(1, None), 0.0, Load(), 1.0)
     swarm.vouch(1, "1" * 64)
-    swarm.failed(Request(2, None), None, 1.0)
+    swarm.failed(PieceRequest(2, None), None, 1.0)
     said = swarm.make_announce(ALL, 2.0)
     assert said.have == 3
     assert (said.working, said.failed) == ((3,), (2,))
@@ -349,4 +349,4 @@ def test_pieces_that_turned_out_wrong_are_received_again() -> None:
     swarm.lose(6)
     assert swarm.make_announce(ALL, 1.0).have == ALL & ~6
     answer(swarm, grants=(1,))
-    assert swarm.next_request(ALL, 1.0) == Request(1, None)
+    assert swarm.next_request(ALL, 1.0) == PieceRequest(1, None)

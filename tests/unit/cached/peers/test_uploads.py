@@ -5,13 +5,18 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from cached.peers.uploads import Uploads, Verdict
+from cached.peers.uploads import Uploads, UploadVerdict
 
 
 def test_requests_beyond_the_slots_wait_and_beyond_the_queue_are_refused() -> None:
     """So many are served at once, so many wait, and the next is refused; an end serves one that waits."""
     uploads = Uploads[int](slots=2, queue=1)
-    assert [uploads.ask(f"p{n}", n) for n in range(4)] == [Verdict.SERVE, Verdict.SERVE, Verdict.WAIT, Verdict.REFUSE]
+    assert [uploads.ask(f"p{n}", n) for n in range(4)] == [
+        UploadVerdict.SERVE,
+        UploadVerdict.SERVE,
+        UploadVerdict.WAIT,
+        UploadVerdict.REFUSE,
+    ]
     assert (uploads.serving, uploads.waiting) == (2, 1)
     assert uploads.end("p0") == 2
     assert uploads.end("p1") is None
@@ -66,9 +71,9 @@ def test_every_request_is_served_once() -> None:
     for n in range(500):
         asked[n] = f"p{rng.randrange(6)}"
         verdict = uploads.ask(asked[n], n)
-        if verdict is Verdict.REFUSE:
+        if verdict is UploadVerdict.REFUSE:
             del asked[n]
-        if verdict is Verdict.SERVE:
+        if verdict is UploadVerdict.SERVE:
             serving.append(n)
             served.append(n)
         assert len(serving) == uploads.serving <= 3

@@ -20,13 +20,13 @@ from typing import Any
 import pytest
 import requests
 
-from cached.conformance.front import Front, Request, front_of
+from cached.conformance.front import Front, ProxiedRequest, front_of
 from cached.conformance.pulling import puller_in
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.snapshot.verify import hash_file
-from cached.publish.content import Content
+from cached.publish.content import FolderContent
 from cached.publish.destination import PART_BYTES, Upload
 from cached.publish.oci.destination import OciDestination
 from cached.publish.oci.layers import ARTIFACT_TYPE, MOST_LAYERS
@@ -70,7 +70,7 @@ def host_of(front: Front) -> str:
     return front.url.removeprefix("http://")
 
 
-def folder_of(base: Path, files: dict[str, bytes]) -> Content:
+def folder_of(base: Path, files: dict[str, bytes]) -> FolderContent:
     """Write files; return them as content to publish."""
     uploads = []
     for path, data in files.items():
@@ -78,10 +78,10 @@ def folder_of(base: Path, files: dict[str, bytes]) -> Content:
         real.parent.mkdir(parents=True, exist_ok=True)
         real.write_bytes(data)
         uploads.append(Upload(FileEntry(path, hash_file(real), len(data)), real))
-    return Content(Manifest.build(upload.entry for upload in uploads), tuple(uploads))
+    return FolderContent(Manifest.build(upload.entry for upload in uploads), tuple(uploads))
 
 
-async def publish_to(uri: str, content: Content, comparisons: Any = PLAIN) -> Any:
+async def publish_to(uri: str, content: FolderContent, comparisons: Any = PLAIN) -> Any:
     destination = OciDestination(uri, 3)
     try:
         plan = await make_plan(content, destination, 3, comparisons)
@@ -188,11 +188,11 @@ async def test_a_blob_that_is_there_is_not_sent(front: Front, tmp_path: Path) ->
     assert len(manifests) == 1 and manifests[0] > max(others)
 
 
-def is_patch(request: Request) -> bool:
+def is_patch(request: ProxiedRequest) -> bool:
     return request.method == "PATCH"
 
 
-def is_send(request: Request) -> bool:
+def is_send(request: ProxiedRequest) -> bool:
     return request.method in ("PATCH", "PUT") and "/blobs/uploads/" in request.path
 
 
@@ -203,9 +203,9 @@ async def test_an_upload_goes_on_where_the_registry_says(
     """A fault in the middle costs one chunk at most: the registry is asked for its number of bytes."""
     size = PART_BYTES * 2 + 100
     content = folder_of(tmp_path / "m", {"w.bin": os.urandom(size)})
-    skipped: list[Request] = []
+    skipped: list[ProxiedRequest] = []
 
-    def second(request: Request) -> bool:
+    def second(request: ProxiedRequest) -> bool:
         if is_patch(request):
             skipped.append(request)
         return is_patch(request) and len(skipped) == 2

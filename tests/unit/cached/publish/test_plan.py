@@ -12,7 +12,7 @@ import pytest
 from cached.contract.digest import Digest
 from cached.contract.errors import Permanent, Transient
 from cached.contract.manifest import FileEntry, Manifest
-from cached.publish.content import Content
+from cached.publish.content import FolderContent
 from cached.publish.destination import Progress, Say, Stored, Upload
 from cached.publish.mark import Mark, another_publisher
 from cached.publish.plan import FORCED, PLAIN, Comparisons, PublishPlan, carry_out_plan, make_plan, refuse_replacing
@@ -85,14 +85,14 @@ class Recorder:
         self.step("close")
 
 
-def content(**files: bytes) -> Content:
+def content(**files: bytes) -> FolderContent:
     Recorder.sources |= {Digest.of(data).hex: data for data in files.values()}
     entries = [FileEntry(path, Digest.of(data).hex, len(data)) for path, data in files.items()]
-    return Content(Manifest.build(entries), tuple(Upload(entry, Path("/in") / entry.path) for entry in entries))
+    return FolderContent(Manifest.build(entries), tuple(Upload(entry, Path("/in") / entry.path) for entry in entries))
 
 
 async def carry_out(
-    what: Content, destination: Recorder, comparisons: Comparisons = FORCED
+    what: FolderContent, destination: Recorder, comparisons: Comparisons = FORCED
 ) -> tuple[PublishPlan, list[str]]:
     said: list[str] = []
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cached.conformance.cases import CASES, run_case
-from cached.conformance.front import Front, Request, front_of
+from cached.conformance.front import Front, ProxiedRequest, front_of
 from cached.conformance.place import Refused
 from cached.conformance.pulling import puller_in
 from cached.contract.trust import Trust
@@ -71,7 +71,7 @@ class StorePlace:
         body += b"time frame</AuthenticationErrorDetail></Error>"
         self.fronts[0].answer(403, body, {"Content-Type": "application/xml"}, choose=self.is_bytes)
 
-    def is_bytes(self, request: Request) -> bool:
+    def is_bytes(self, request: ProxiedRequest) -> bool:
         is_listing = "comp=list" in request.path or "prefix=" in request.path
         return request.method == "GET" and ".bin" in request.path and not is_listing
 

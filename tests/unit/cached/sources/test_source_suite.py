@@ -19,7 +19,7 @@ import pytest
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.core.listing import Listing, RemoteFile
 from cached.fetch.bodies.local_file import LocalBody
-from cached.sources.base import Finding, Revalidating, Source
+from cached.sources.base import Describing, Revalidating, Source
 from cached.sources.registry import open_source
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
@@ -236,7 +236,7 @@ async def test_named_files_are_found_without_a_listing(place: Place, client: Htt
     name that leads out of the location, what is wrong."""
     place.put(FILES)
     async with opened(place.uri, client) as source:
-        if not isinstance(source, Finding):
+        if not isinstance(source, Describing):
             return
         names = ["w.bin", "gone.bin", "sub dir/deep/späß #1%+.txt", "../m/w.bin"]
         found = await source.find(names)

@@ -23,7 +23,7 @@ from server.engine.embedding.recipe import read_recipe
 from server.engine.embedding.steps import pool
 from server.engine.encoder import EmbeddingJob, Encoder
 from server.engine.engine import ThreadedEngine
-from server.engine.types import About, Embedded, EmbeddingInputs, EmbeddingRequest, EncodedText, Kind
+from server.engine.types import About, Embedded, EmbeddingInputs, EmbeddingRequest, EncodedText, ModelKind
 from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.readiness import Ready, ServerReadiness
 from server.lifecycle.registry import Card, ModelRegistry, ServedEncoder
@@ -206,7 +206,7 @@ async def test_many_vectors_are_written_without_holding_others_up(monkeypatch: p
     metrics = ServerMetrics()
     readiness = ServerReadiness(metrics)
     embedded = Embedded(tuple(np.array([index], np.float32).tobytes() for index in range(100)), 1)
-    card = Card("m", Snapshot(Path("/m"), "m", None, None), About(Kind.EMBEDDINGS, 1, "cpu", "float32", 1), 0)
+    card = Card("m", Snapshot(Path("/m"), "m", None, None), About(ModelKind.EMBEDDINGS, 1, "cpu", "float32", 1), 0)
     measured = metrics.model("m")
     served = ServedEncoder(card, ThreadedEngine(Prepared(embedded), 8, measured), measured)
     async with Listener(Probes(readiness, metrics), LIMITS) as door:

@@ -22,7 +22,7 @@ from server.api.listener import Listener
 from server.api.probes import Probes
 from server.api.routes import application
 from server.engine.engine import Job, ThreadedEngine
-from server.engine.protocol import Load
+from server.engine.protocol import EngineLoad
 from server.engine.types import (
     About,
     CompletionRequest,
@@ -31,8 +31,8 @@ from server.engine.types import (
     Finished,
     GenerationEvent,
     GenerationRequest,
-    Kind,
     Limits,
+    ModelKind,
 )
 from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.readiness import Draining, Loading, Ready, ServerReadiness
@@ -40,7 +40,7 @@ from server.lifecycle.registry import Card, ModelRegistry, ServedText
 from server.lifecycle.snapshot import Snapshot
 from tests.support.serving import LIMITS
 
-ABOUT = About(Kind.COMPLETIONS, 100, "cpu", "float32", 1)
+ABOUT = About(ModelKind.COMPLETIONS, 100, "cpu", "float32", 1)
 BODY = {"prompt": "x"}
 FakeJob = Job[Continuation, GenerationEvent]
 
@@ -125,7 +125,7 @@ async def test_a_full_queue_says_when_to_come_back() -> None:
         first = group.create_task(ask())
         await until(running.is_set)
         second = group.create_task(ask())
-        await until(lambda: server.engine.capacity() == Load(waiting=1, running=1))
+        await until(lambda: server.engine.capacity() == EngineLoad(waiting=1, running=1))
         async with client.post("/v1/completions", json=BODY) as response:
             assert response.status == 429
             assert int(response.headers["Retry-After"]) >= 1
@@ -288,7 +288,7 @@ async def test_a_request_that_cannot_be_made_into_tokens_fails_in_openais_shape(
             async with client.post("/v1/completions", json=BODY) as response:
                 assert response.status == 500
                 assert (await response.json())["error"]["code"] == "model_failed"
-        assert server.engine.capacity() == Load(0, 0)
+        assert server.engine.capacity() == EngineLoad(0, 0)
         async with client.post("/v1/completions", json=BODY) as response:
             assert response.status == 200
 
@@ -355,7 +355,7 @@ async def test_a_client_that_reads_nothing_holds_no_model() -> None:
         assert server.served.requests.count == 1
         async with asyncio.timeout(100):
             await server.served.requests.wait_drained()
-        assert server.engine.capacity() == Load(0, 0)
+        assert server.engine.capacity() == EngineLoad(0, 0)
         writer.transport.abort()
 
 

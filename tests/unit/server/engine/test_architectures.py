@@ -20,7 +20,7 @@ from server.engine.classifier import Classifier
 from server.engine.encoder import Encoder
 from server.engine.engine import ThreadedEngine
 from server.engine.kinds import read_kind
-from server.engine.types import Activation, EmbeddingRequest, Kind, ScoringRequest
+from server.engine.types import Activation, EmbeddingRequest, ModelKind, ScoringRequest
 from tests.support.generating import Generating, Watched, ask, completion, engine, limits, load
 from tests.support.serving import REPOSITORY
 from tests.support.tiny_models import build
@@ -93,7 +93,7 @@ def test_generated_text_equals_generate(architecture: str, tmp_path: Path) -> No
     """Greedy text is that of transformers' `generate`, for a request alone and among others."""
     build(architecture, tmp_path)
     save_tokenizer(tmp_path)
-    assert read_kind(tmp_path).kind is Kind.COMPLETIONS
+    assert read_kind(tmp_path).kind is ModelKind.COMPLETIONS
     expected = [generated(tmp_path, prompt) for prompt in PROMPTS]
     watched = Watched()
     with engine(load(tmp_path, watched, limits()), watched) as running:
@@ -110,7 +110,7 @@ def test_scores_equal_cross_encoder(architecture: str, tmp_path: Path) -> None:
     build(architecture, tmp_path, pad_token_id=0, num_labels=1)
     save_padding_tokenizer(tmp_path)
     declared = read_kind(tmp_path)
-    assert declared.kind is Kind.CLASSIFICATION
+    assert declared.kind is ModelKind.CLASSIFICATION
     library = CrossEncoder(str(tmp_path), device="cpu", activation_fn=torch.nn.Identity())
     expected = [float(library.predict([pair])[0]) for pair in PAIRS]
     classifier = Classifier.load(tmp_path, declared, "cpu", "float32")
@@ -130,7 +130,7 @@ def test_vectors_equal_sentence_transformers(model_type: str, tmp_path: Path) ->
 
     build(allowed.ENCODERS[model_type], tmp_path, model_type, pad_token_id=0)
     save_padding_tokenizer(tmp_path)
-    assert read_kind(tmp_path).kind is Kind.EMBEDDINGS
+    assert read_kind(tmp_path).kind is ModelKind.EMBEDDINGS
     texts = [first + second for first, second in PAIRS]
     expected = torch.tensor(SentenceTransformer(str(tmp_path), device="cpu").encode(texts, batch_size=1))
     encoder = Encoder.load(tmp_path, "cpu", "float32")

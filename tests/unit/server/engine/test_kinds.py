@@ -13,7 +13,7 @@ from cached.contract.errors import Permanent
 from server.engine.heads import find_head
 from server.engine.kinds import read_kind
 from server.engine.model_files import load_causal_lm, positions
-from server.engine.types import Kind
+from server.engine.types import ModelKind
 from tests.support.folders import LFS
 from tests.support.serving import failing
 from tests.support.tiny_models import build, small_config
@@ -41,22 +41,26 @@ RERANKER = {"architectures": ["BertForSequenceClassification"], "model_type": "b
 @pytest.mark.parametrize(
     ("config", "files", "kind"),
     [
-        (QWEN, {}, Kind.COMPLETIONS),
-        (QWEN, {"modules": MODULES}, Kind.EMBEDDINGS),
-        (QWEN, {"1_Pooling__config": {"pooling_mode": "lasttoken"}}, Kind.EMBEDDINGS),
-        ({"architectures": ["BertModel"], "model_type": "bert"}, {}, Kind.EMBEDDINGS),
-        ({"architectures": ["RobertaForMaskedLM"], "model_type": "roberta"}, {"modules": MODULES}, Kind.EMBEDDINGS),
-        ({"architectures": ["T5EncoderModel"], "model_type": "t5"}, {"modules": MODULES}, Kind.EMBEDDINGS),
-        (RERANKER, {}, Kind.CLASSIFICATION),
+        (QWEN, {}, ModelKind.COMPLETIONS),
+        (QWEN, {"modules": MODULES}, ModelKind.EMBEDDINGS),
+        (QWEN, {"1_Pooling__config": {"pooling_mode": "lasttoken"}}, ModelKind.EMBEDDINGS),
+        ({"architectures": ["BertModel"], "model_type": "bert"}, {}, ModelKind.EMBEDDINGS),
+        (
+            {"architectures": ["RobertaForMaskedLM"], "model_type": "roberta"},
+            {"modules": MODULES},
+            ModelKind.EMBEDDINGS,
+        ),
+        ({"architectures": ["T5EncoderModel"], "model_type": "t5"}, {"modules": MODULES}, ModelKind.EMBEDDINGS),
+        (RERANKER, {}, ModelKind.CLASSIFICATION),
         (
             RERANKER,
             {"modules": CROSS, "config_sentence_transformers": {"model_type": "CrossEncoder"}},
-            Kind.CLASSIFICATION,
+            ModelKind.CLASSIFICATION,
         ),
     ],
 )
 def test_the_head_and_the_modules_decide_the_kind(
-    tmp_path: Path, config: Any, files: dict[str, Any], kind: Kind
+    tmp_path: Path, config: Any, files: dict[str, Any], kind: ModelKind
 ) -> None:
     """A class of the allow-list, or the modules of sentence-transformers around it, say what a model computes."""
     assert read_kind(folder(tmp_path, config, **files)).kind is kind
@@ -171,7 +175,7 @@ def test_a_pointer_that_is_not_read_here_is_left_alone(tmp_path: Path) -> None:
     (directory / "onnx").mkdir()
     for name in ("onnx/tokenizer.json", "model.onnx", "README.md"):
         (directory / name).write_bytes(LFS)
-    assert read_kind(directory).kind is Kind.COMPLETIONS
+    assert read_kind(directory).kind is ModelKind.COMPLETIONS
 
 
 MISSHAPEN: dict[str, tuple[Any, ...]] = {
@@ -234,11 +238,11 @@ def test_positions_that_padding_takes_leave_no_context(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("architecture", "kind"),
     [
-        ("LlamaForCausalLM", Kind.COMPLETIONS),
-        ("LlamaModel", Kind.EMBEDDINGS),
-        ("LlamaForSequenceClassification", Kind.CLASSIFICATION),
-        ("BertModel", Kind.EMBEDDINGS),
-        ("BertForSequenceClassification", Kind.CLASSIFICATION),
+        ("LlamaForCausalLM", ModelKind.COMPLETIONS),
+        ("LlamaModel", ModelKind.EMBEDDINGS),
+        ("LlamaForSequenceClassification", ModelKind.CLASSIFICATION),
+        ("BertModel", ModelKind.EMBEDDINGS),
+        ("BertForSequenceClassification", ModelKind.CLASSIFICATION),
         ("BertForTokenClassification", None),
         ("BertForQuestionAnswering", None),
         ("BertForMaskedLM", None),
@@ -246,7 +250,7 @@ def test_positions_that_padding_takes_leave_no_context(tmp_path: Path) -> None:
     ],
 )
 def test_the_tensors_decide_where_no_architecture_is_named(
-    tmp_path: Path, architecture: str, kind: Kind | None
+    tmp_path: Path, architecture: str, kind: ModelKind | None
 ) -> None:
     """Without `architectures` the model type's classes are compared with the names in the files; a head that is not
     served is refused as if it were named."""

@@ -14,7 +14,7 @@ import aiohttp
 from server.api.listener import Listener
 from server.api.probes import Probes
 from server.api.routes import application
-from server.engine.protocol import InferenceEngine, Load
+from server.engine.protocol import EngineLoad, InferenceEngine
 from server.engine.types import (
     About,
     CompletionRequest,
@@ -23,7 +23,7 @@ from server.engine.types import (
     Finished,
     GenerationEvent,
     GenerationRequest,
-    Kind,
+    ModelKind,
 )
 from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.readiness import Ready, ServerReadiness
@@ -79,8 +79,8 @@ class ScriptedEngine:
         finally:
             self.running.remove(script)
 
-    def capacity(self) -> Load:
-        return Load(0, len(self.running))
+    def capacity(self) -> EngineLoad:
+        return EngineLoad(0, len(self.running))
 
     def close(self) -> None:
         """No thread to end."""
@@ -94,7 +94,7 @@ async def test_the_api_serves_over_any_engine() -> None:
     health, and has the request of a client that disconnects cancelled."""
     engine, metrics, catalog = ScriptedEngine(), ServerMetrics(), ModelRegistry()
     any_engine: InferenceEngine[GenerationRequest, Continuation, GenerationEvent] = engine
-    about = About(Kind.COMPLETIONS, 100, "cpu", "float32", 1)
+    about = About(ModelKind.COMPLETIONS, 100, "cpu", "float32", 1)
     card = Card("m", Snapshot(Path("/m"), "m", None, None), about, 0)
     served = ServedText(card, any_engine, metrics.model("m"))
     catalog.put(served)

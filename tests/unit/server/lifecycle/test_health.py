@@ -12,7 +12,7 @@ from server.api import routes
 from server.api.listener import Listener
 from server.api.probes import Probes
 from server.engine.engine import Job, ThreadedEngine
-from server.engine.types import About, Continuation, Finished, GenerationEvent, GenerationRequest, Kind, Sampling
+from server.engine.types import About, Continuation, Finished, GenerationEvent, GenerationRequest, ModelKind, Sampling
 from server.lifecycle.health import HealthMonitor
 from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.readiness import Ready, ServerReadiness
@@ -88,7 +88,7 @@ async def serving(**models: Wedging) -> AsyncIterator[Server]:
     metrics, catalog = ServerMetrics(), ModelRegistry()
     readiness = ServerReadiness(metrics)
     for name, model in models.items():
-        about = About(Kind.COMPLETIONS, 10, "cpu", "float32", 1)
+        about = About(ModelKind.COMPLETIONS, 10, "cpu", "float32", 1)
         card = Card(name, Snapshot(Path("/m"), name, "v1", None), about, 0)
         measured = metrics.model(name)
         catalog.put(ServedText(card, ThreadedEngine(model, QUEUE, measured), measured))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from cached.contract.metrics import server as table
-from server.engine.protocol import Load
-from server.engine.types import About, Kind
-from server.lifecycle.admission import Verdict
+from server.engine.protocol import EngineLoad
+from server.engine.types import About, ModelKind
+from server.lifecycle.admission import GoldenComparison
 from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.snapshot import Snapshot
 from server.weights.report import Bound, LoadReport, Stages
@@ -27,8 +27,8 @@ def test_the_page_is_as_the_table_says() -> None:
     with metrics.stage("import"):
         pass
     model = metrics.model("m")
-    model.describe(Snapshot(Path("/m"), "m", "v1", None), About(Kind.COMPLETIONS, 10, "cpu", "float32", 4))
-    model.watch_queue(lambda: Load(1, 2))
+    model.describe(Snapshot(Path("/m"), "m", "v1", None), About(ModelKind.COMPLETIONS, 10, "cpu", "float32", 4))
+    model.watch_queue(lambda: EngineLoad(1, 2))
     model.count_prompt(3)
     model.record_wait(0.1)
     model.record_first_token(0.1)
@@ -36,7 +36,7 @@ def test_the_page_is_as_the_table_says() -> None:
     model.record_step(1, 0.1)
     model.count_swap("done")
     model.set_healthy(True)
-    model.set_golden(Verdict(1, 0.0, "", ()))
+    model.set_golden(GoldenComparison(1, 0.0, "", ()))
     page = metrics.text().decode()
     assert find_differences(page, table.ALL) == set()
     samples = [line for line in page.splitlines() if not line.startswith("#")]

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from server.engine.engine import Job, ThreadedEngine
-from server.engine.types import About, Continuation, GenerationEvent, GenerationRequest, InvalidRequest, Kind, Sampling
+from server.engine.types import (
+    About,
+    Continuation,
+    GenerationEvent,
+    GenerationRequest,
+    InvalidRequest,
+    ModelKind,
+    Sampling,
+)
 from server.lifecycle.metrics import ServerMetrics
 from server.lifecycle.registry import Card, ModelRegistry, ServedText
 from server.lifecycle.snapshot import Snapshot
@@ -30,7 +38,7 @@ class Idle:
 
 
 def served(name: str, version: str = "v1") -> ServedText:
-    about = About(Kind.COMPLETIONS, 10, "cpu", "float32", 1)
+    about = About(ModelKind.COMPLETIONS, 10, "cpu", "float32", 1)
     card = Card(name, Snapshot(Path("/m"), f"acme/{name}", version, None), about, 0)
     metrics = ServerMetrics().model(name)
     return ServedText(card, ThreadedEngine(Idle(), 2, metrics), metrics)

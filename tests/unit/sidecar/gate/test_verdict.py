@@ -12,7 +12,7 @@ from cached.contract.reference import ModelRequest
 from cached.contract.snapshot import doubt
 from cached.contract.status import State
 from sidecar.gate.exit_codes import MISMATCH, Confirmed, code_of
-from sidecar.gate.verdict import BEAT_S, MOST_DOUBTS, SIGN_S, Doubts
+from sidecar.gate.verdict import BEAT_S, MOST_DOUBTS, SIGN_S, GateDoubts
 from tests.support.gates import FILES, REF, Gates
 from tests.support.snapshots import link_model, make_snapshot, write_heartbeat, write_status
 
@@ -51,7 +51,7 @@ def _renew(snapshot: SnapshotLayout) -> None:
 def test_the_daemon_sees_a_doubt_until_its_verdict(public: PublicLayout, snapshot: SnapshotLayout) -> None:
     """A doubt rings the bell and is seen on its snapshot alone; a record that is renewed ends it, and nothing rings."""
     other = public.snapshot(make_snapshot(public, {"x": b"x"}))
-    doubts = Doubts(public, Clock())
+    doubts = GateDoubts(public, Clock())
     doubts.add(WANT, snapshot, _mismatch())
     assert doubt.is_bell_held(public) and doubt.is_doubted(snapshot) and not doubt.is_doubted(other)
     assert doubts.check(WANT) is not None
@@ -63,7 +63,7 @@ def test_the_daemon_sees_a_doubt_until_its_verdict(public: PublicLayout, snapsho
 @pytest.mark.parametrize("change", ["name gone", "name moved", "snapshot replaced"])
 def test_another_snapshot_is_a_verdict(public: PublicLayout, snapshot: SnapshotLayout, change: str) -> None:
     """A name that went or moved, or a snapshot that was made anew under its name, ends the wait."""
-    doubts = Doubts(public, Clock())
+    doubts = GateDoubts(public, Clock())
     doubts.add(WANT, snapshot, _mismatch())
     if change == "name gone":
         public.model_link(REF).unlink()
@@ -80,7 +80,7 @@ def test_without_a_daemon_nobody_is_asked(public: PublicLayout, snapshot: Snapsh
     public.daemon_status.unlink()
     error = _mismatch()
     with pytest.raises(DigestMismatch) as caught:
-        Doubts(public, Clock()).add(WANT, snapshot, error)
+        GateDoubts(public, Clock()).add(WANT, snapshot, error)
     assert caught.value is error
     assert not doubt.is_bell_held(public)
 
@@ -88,7 +88,7 @@ def test_without_a_daemon_nobody_is_asked(public: PublicLayout, snapshot: Snapsh
 def test_a_silent_daemon_is_given_up(public: PublicLayout, snapshot: SnapshotLayout) -> None:
     """A heartbeat that stands still ends the wait with the mismatch and the reason."""
     clock = Clock()
-    doubts = Doubts(public, clock)
+    doubts = GateDoubts(public, clock)
     doubts.add(WANT, snapshot, _mismatch())
     clock.now += BEAT_S + 1
     with pytest.raises(Confirmed, match=r"a\.bin: inode.*silent") as caught:
@@ -100,7 +100,7 @@ def test_a_silent_daemon_is_given_up(public: PublicLayout, snapshot: SnapshotLay
 def test_a_daemon_that_never_looks_is_given_up(public: PublicLayout, snapshot: SnapshotLayout) -> None:
     """A daemon that beats and does not look is waited for as long as it takes to begin; one that hashes, longer."""
     clock = Clock()
-    doubts = Doubts(public, clock)
+    doubts = GateDoubts(public, clock)
     doubts.add(WANT, snapshot, _mismatch())
     for second in range(3 * int(SIGN_S)):
         clock.now += 1
@@ -117,7 +117,7 @@ def test_a_daemon_that_never_looks_is_given_up(public: PublicLayout, snapshot: S
 
 def test_the_same_found_again_is_no_new_doubt(public: PublicLayout, snapshot: SnapshotLayout) -> None:
     """What the gate finds again after the daemon has looked ends it; what it finds anew is doubted, so many times."""
-    doubts = Doubts(public, Clock())
+    doubts = GateDoubts(public, Clock())
     for number in range(MOST_DOUBTS):
         doubts.add(WANT, snapshot, _mismatch(number))
         _renew(snapshot)
@@ -150,7 +150,7 @@ def test_a_wrong_pin_asks_nobody(public: PublicLayout, snapshot: SnapshotLayout,
 
 def test_what_changed_meanwhile_is_looked_at_again_first(public: PublicLayout, snapshot: SnapshotLayout) -> None:
     """A record that was renewed while the gate checked by the old one is no reason to have all of it hashed again."""
-    doubts = Doubts(public, Clock())
+    doubts = GateDoubts(public, Clock())
     seen = doubts.identify(WANT, snapshot)
     _renew(snapshot)
     assert not doubts.add(WANT, snapshot, _mismatch(), seen)
@@ -161,7 +161,7 @@ def test_what_changed_meanwhile_is_looked_at_again_first(public: PublicLayout, s
 def test_a_check_that_goes_on_is_no_verdict_yet(public: PublicLayout, snapshot: SnapshotLayout) -> None:
     """A record that was written in the middle of a check, which began before the doubt, does not end the gate; what
     stays when the check is over does."""
-    doubts = Doubts(public, Clock())
+    doubts = GateDoubts(public, Clock())
     doubts.add(WANT, snapshot, _mismatch())
     write_status(public, REF, State.VERIFYING, done=(1, 2), held=f"sha256:{snapshot.path.name}")
     for _ in range(MOST_DOUBTS + 1):

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import HoldfastError, Transient
-from sidecar.injector.certificate_store import CertificateStore, Place
+from sidecar.injector.certificate_store import CertificateObjects, CertificateStore
 from sidecar.injector.certificates import CA_LIFE, CERTIFICATE_LIFE, SPREAD, CertificateKeys
 from sidecar.injector.kube import KubeApi
 from sidecar.injector.tls import ServingTls
 from tests.support.certificates import make_certificates
 from tests.support.fake_api import FakeApi
 
-PLACE = Place("holdfast", "injector-tls", "injector", "holdfast-injector")
+PLACE = CertificateObjects("holdfast", "injector-tls", "injector", "holdfast-injector")
 SECRET = "/api/v1/namespaces/holdfast/secrets/injector-tls"
 SECRETS = SECRET.rpartition("/")[0]
 WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations"

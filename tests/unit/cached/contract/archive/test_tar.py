@@ -8,7 +8,7 @@ import tarfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cached.contract.archive.tar import Entry, EntryKind, read_entries
+from cached.contract.archive.tar import EntryKind, TarEntry, read_entries
 from cached.contract.errors import Permanent
 
 NAMES = st.lists(
@@ -17,7 +17,7 @@ NAMES = st.lists(
 FORMATS = st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 
 
-def entries_of(data: bytes) -> list[Entry]:
+def entries_of(data: bytes) -> list[TarEntry]:
     return list(read_entries(lambda offset, length: data[offset : offset + length], len(data), "a test"))
 
 

@@ -12,29 +12,37 @@ from contextlib import asynccontextmanager
 import pytest
 
 from cached.contract.errors import Permanent, Transient
-from cached.daemon.http.messages import JSON, Request, Response, Stream, accepts_gzip, make_json, make_router
-from cached.daemon.http.server import Server
+from cached.daemon.http.messages import (
+    JSON,
+    HttpRequest,
+    StreamedResponse,
+    WholeResponse,
+    accepts_gzip,
+    make_json,
+    make_router,
+)
+from cached.daemon.http.server import HttpServer
 
 Ask = Callable[[bytes], Awaitable[bytes]]
 
 
-async def _echo(request: Request) -> Response:
+async def _echo(request: HttpRequest) -> WholeResponse:
     return make_json({"method": request.method, "path": request.path, "body": request.body.decode()})
 
 
-async def _name(request: Request) -> Response:
-    return Response(request.segment.encode())
+async def _name(request: HttpRequest) -> WholeResponse:
+    return WholeResponse(request.segment.encode())
 
 
-async def _refuse(_request: Request) -> Response:
+async def _refuse(_request: HttpRequest) -> WholeResponse:
     raise Permanent("bad_request", "wrong", "mend it")
 
 
-async def _fail_for_now(_request: Request) -> Response:
+async def _fail_for_now(_request: HttpRequest) -> WholeResponse:
     raise Transient("disk", "away", "wait")
 
 
-async def _break(_request: Request) -> Response:
+async def _break(_request: HttpRequest) -> WholeResponse:
     raise RuntimeError("a bug")
 
 
@@ -50,7 +58,7 @@ _ROUTES = {
 
 @asynccontextmanager
 async def _serving(most_clients: int = 8) -> AsyncIterator[tuple[str, int]]:
-    server = Server(make_router(_ROUTES), most_clients)
+    server = HttpServer(make_router(_ROUTES), most_clients)
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     try:
         yield listener.sockets[0].getsockname()
@@ -219,8 +227,8 @@ class _Streams:
         self.pieces: asyncio.Queue[bytes | None] = asyncio.Queue()
         self.ended = asyncio.Event()
 
-    async def answer(self, _request: Request) -> Stream:
-        return Stream(self._run(), "text/event-stream", (("X-More", "yes"),))
+    async def answer(self, _request: HttpRequest) -> StreamedResponse:
+        return StreamedResponse(self._run(), "text/event-stream", (("X-More", "yes"),))
 
     async def _run(self) -> AsyncGenerator[bytes, None]:
         self.open += 1
@@ -239,9 +247,9 @@ class _Streams:
 
 
 @asynccontextmanager
-async def _streaming(most_clients: int = 8) -> AsyncIterator[tuple[_Streams, Server, tuple[str, int]]]:
+async def _streaming(most_clients: int = 8) -> AsyncIterator[tuple[_Streams, HttpServer, tuple[str, int]]]:
     streams = _Streams()
-    server = Server(make_router({**_ROUTES, ("GET", "/stream"): streams.answer}), most_clients)
+    server = HttpServer(make_router({**_ROUTES, ("GET", "/stream"): streams.answer}), most_clients)
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     try:
         yield streams, server, listener.sockets[0].getsockname()
@@ -360,13 +368,13 @@ async def test_a_stream_with_a_bug_ends_its_connection_alone(caplog: pytest.LogC
 
 async def test_the_query_is_left_as_it_was_sent() -> None:
     """A handler gets the query undecoded, and the path without it."""
-    seen: list[Request] = []
+    seen: list[HttpRequest] = []
 
-    async def note(request: Request) -> Response:
+    async def note(request: HttpRequest) -> WholeResponse:
         seen.append(request)
-        return Response(b"")
+        return WholeResponse(b"")
 
-    server = Server(make_router({("GET", "/a b"): note}), 8)
+    server = HttpServer(make_router({("GET", "/a b"): note}), 8)
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     reader, writer = await asyncio.open_connection(*listener.sockets[0].getsockname())
     writer.write(b"GET /a%20b?x=%31&y=?#z HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -403,4 +411,4 @@ async def _until(condition: Callable[[], bool]) -> None:
 async def test_a_client_says_whether_it_takes_gzip(header: str | None, expected: bool) -> None:
     """`Accept-Encoding` is read as RFC 9110 has it: names in any case, weights, and `*` for what is not named."""
     headers = {} if header is None else {"accept-encoding": header}
-    assert accepts_gzip(Request("GET", "/", headers, b"", asyncio.Transport())) is expected
+    assert accepts_gzip(HttpRequest("GET", "/", headers, b"", asyncio.Transport())) is expected

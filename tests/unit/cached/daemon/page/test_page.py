@@ -19,8 +19,8 @@ from cached.contract.errors import Transient
 from cached.contract.reference import ModelRef
 from cached.contract.status import State, StatusError
 from cached.core.space import SpaceUse
-from cached.daemon.http.messages import Request, Stream, make_router
-from cached.daemon.http.server import Server
+from cached.daemon.http.messages import HttpRequest, StreamedResponse, make_router
+from cached.daemon.http.server import HttpServer
 from cached.daemon.page.facts import DiskFacts, Facts, SourceFacts
 from cached.daemon.page.page import NodePage
 from cached.node.status_files import RecentError
@@ -72,7 +72,7 @@ class _Reader(HTMLParser):
 class _Reading:
     """A page that is served, and its facts."""
 
-    def __init__(self, facts: ToldFacts, server: Server, address: tuple[str, int]) -> None:
+    def __init__(self, facts: ToldFacts, server: HttpServer, address: tuple[str, int]) -> None:
         self.facts = facts
         self.server = server
         self._address = address
@@ -144,7 +144,7 @@ def _parse_head(head: bytes) -> tuple[int, dict[str, str]]:
 async def _reading(facts: Facts, most_readers: int = 8) -> AsyncIterator[_Reading]:
     told = ToldFacts(facts)
     page = NodePage(told, facts.daemon.node, most_readers)
-    server = Server(make_router({("GET", "/"): page.show, ("GET", "/page/events"): page.follow}), 64)
+    server = HttpServer(make_router({("GET", "/"): page.show, ("GET", "/page/events"): page.follow}), 64)
     listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
     try:
         yield _Reading(told, server, listener.sockets[0].getsockname())
@@ -369,9 +369,9 @@ async def test_a_slow_reader_misses_nothing() -> None:
     told = ToldFacts(make_facts())
     page = NodePage(told, "node-a", 8)
     headers = {"accept-encoding": "identity"}
-    request = Request("GET", "/", headers, b"", asyncio.Transport())
+    request = HttpRequest("GET", "/", headers, b"", asyncio.Transport())
     stream = await page.follow(request)
-    assert isinstance(stream, Stream)
+    assert isinstance(stream, StreamedResponse)
     seen = ""
     for version in ("v1", "v2", "v3"):
         seen += (await anext(stream.pieces)).decode()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
-from cached.daemon.page.state import Change, Content, PageState
+from cached.daemon.page.state import Change, PageContent, PageState
 
 
-def _content(**rows: str) -> Content:
-    return Content("title", {"head": "h"}, rows)
+def _content(**rows: str) -> PageContent:
+    return PageContent("title", {"head": "h"}, rows)
 
 
 def test_nothing_changed_is_no_revision() -> None:
@@ -47,7 +47,7 @@ def test_any_reader_ends_with_the_newest_content() -> None:
     state, sections, rows, order, seen = PageState(), dict[str, str](), dict[str, str](), tuple[str, ...](), -1
     for _ in range(500):
         keys = random_.sample("abcdefgh", random_.randrange(9))
-        content = Content(
+        content = PageContent(
             str(random_.random()),
             {key: str(random_.randrange(3)) for key in "xy"},
             {key: str(random_.randrange(3)) for key in keys},

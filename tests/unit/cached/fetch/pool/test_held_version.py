@@ -13,9 +13,9 @@ import pytest
 
 from cached.contract.layout import Layout
 from cached.contract.manifest import MAX_MANIFEST_BYTES, FileEntry, Manifest
-from cached.fetch.pool.held_version import HeldVersion
+from cached.fetch.pool.held_version import VersionAtPeers
 from cached.fetch.pool.link import HttpPoolLink
-from cached.fetch.pool.membership import Membership, Place
+from cached.fetch.pool.membership import MemberAddress, Membership
 from cached.fetch.pool.node import PoolNode
 from cached.fetch.workers import PEER_HTTP
 from cached.peers.access import PoolKeys
@@ -60,7 +60,7 @@ class Others:
 @contextmanager
 def pool_node(tmp_path: Path, others: Others) -> Iterator[PoolNode]:
     """The node under test, which serves nothing itself."""
-    places = [Place(host, int(port)) for host, _, port in (each.partition(":") for each in others.by_address)]
+    places = [MemberAddress(host, int(port)) for host, _, port in (each.partition(":") for each in others.by_address)]
     with ExitStack() as stack:
         client = stack.enter_context(closing(HttpClient(PEER_HTTP)))
         membership = Membership(places, 1)
@@ -78,7 +78,7 @@ def others() -> Iterator[Others]:
         yield Others(stack, 3)
 
 
-def find(node: PoolNode, others: Others) -> HeldVersion | None:
+def find(node: PoolNode, others: Others) -> VersionAtPeers | None:
     return node.find_version(PIN, others.count_wrong, Cancellation())
 
 

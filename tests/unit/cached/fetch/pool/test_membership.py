@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cached.fetch.pool.membership import Membership, Place, Resolver, look_up, parse_peers
+from cached.fetch.pool.membership import MemberAddress, Membership, Resolver, look_up, parse_peers
 from tests.support.fetching import eventually
 
 HOUR_S = 3600.0
@@ -24,11 +24,14 @@ def answering(*answers: Sequence[str]) -> Resolver:
     ("text", "expected"),
     [
         ("off", None),
-        ("dns:peers.holdfast.svc:9402", (Place("peers.holdfast.svc", 9402),)),
-        ("10.0.0.1:1,host:2, [fd00::1]:3", (Place("10.0.0.1", 1), Place("host", 2), Place("fd00::1", 3))),
+        ("dns:peers.holdfast.svc:9402", (MemberAddress("peers.holdfast.svc", 9402),)),
+        (
+            "10.0.0.1:1,host:2, [fd00::1]:3",
+            (MemberAddress("10.0.0.1", 1), MemberAddress("host", 2), MemberAddress("fd00::1", 3)),
+        ),
     ],
 )
-def test_members_are_named_in_two_ways(text: str, expected: tuple[Place, ...] | None) -> None:
+def test_members_are_named_in_two_ways(text: str, expected: tuple[MemberAddress, ...] | None) -> None:
     """A name that stands for all, or a list; `off` is neither."""
     assert parse_peers(text) == expected
 
@@ -48,7 +51,7 @@ def test_this_node_is_none_of_the_others() -> None:
     with socket.create_server(("127.0.0.1", 0)) as own:
         port = own.getsockname()[1]
         other = port - 1 if port > 1025 else port + 1
-        membership = Membership((Place("127.0.0.1", port), Place("127.0.0.1", other)), port)
+        membership = Membership((MemberAddress("127.0.0.1", port), MemberAddress("127.0.0.1", other)), port)
         membership.start()
         try:
             assert set(membership.list_all()) == {f"127.0.0.1:{port}", f"127.0.0.1:{other}"}
@@ -73,7 +76,7 @@ def test_the_last_answer_is_kept(caplog: pytest.LogCaptureFixture) -> None:
             raise answer
         return answer
 
-    membership = Membership((Place("peers", 5),), 5, resolve, lookup_s=0.01)
+    membership = Membership((MemberAddress("peers", 5),), 5, resolve, lookup_s=0.01)
     membership.start()
     try:
         eventually(lambda: len(asked) > 4)
@@ -93,7 +96,7 @@ def test_a_node_of_two_families_is_one_member() -> None:
         (answers["six"], ("[2001:db8::1]:5", "[2001:db8::2]:5")),
         (both, ("[2001:db8::1]:5", "[2001:db8::2]:5")),
     ):
-        membership = Membership((Place("peers", 5),), 5, answering(answer))
+        membership = Membership((MemberAddress("peers", 5),), 5, answering(answer))
         membership.start()
         membership.close()
         assert membership.list_all() == expected
@@ -101,7 +104,7 @@ def test_a_node_of_two_families_is_one_member() -> None:
 
 def test_a_name_that_cannot_be_is_no_member(caplog: pytest.LogCaptureFixture) -> None:
     """A name that no name server may have is told, and the others of a list are members."""
-    membership = Membership((Place("a..b", 5), Place("198.51.100.1", 5)), 5)
+    membership = Membership((MemberAddress("a..b", 5), MemberAddress("198.51.100.1", 5)), 5)
     membership.start()
     membership.close()
     assert membership.list_others() == ("198.51.100.1:5",)
@@ -116,7 +119,7 @@ def test_a_silent_name_server_holds_nothing_up() -> None:
         answering_now.wait()
         return ["198.51.100.1:5"]
 
-    first, second = (Membership((Place("peers", 5),), 5, resolve) for _ in range(2))
+    first, second = (Membership((MemberAddress("peers", 5),), 5, resolve) for _ in range(2))
     try:
         first.start()
         assert first.list_all() == ()
@@ -132,7 +135,7 @@ def test_a_silent_name_server_holds_nothing_up() -> None:
 def test_a_lone_node_looks_again_soon() -> None:
     """While the name has no other member, it is looked up again sooner than later."""
     resolve = answering(["127.0.0.1:5"], ["127.0.0.1:5"], ["127.0.0.1:5", "198.51.100.1:5"])
-    membership = Membership((Place("peers", 5),), 5, resolve, lookup_s=HOUR_S, alone_s=0.01)
+    membership = Membership((MemberAddress("peers", 5),), 5, resolve, lookup_s=HOUR_S, alone_s=0.01)
     membership.start()
     try:
         eventually(lambda: membership.list_others() == ("198.51.100.1:5",))

@@ -12,7 +12,7 @@ from pathlib import Path
 from cached.contract.digest import Digest
 from cached.contract.errors import Transient
 from cached.contract.layout import Layout
-from cached.fetch.pool.membership import Membership, Place
+from cached.fetch.pool.membership import MemberAddress, Membership
 from cached.fetch.pool.node import PoolNode
 from cached.peers.bits import all_bits
 from cached.peers.messages import Announce, Reply
@@ -78,7 +78,7 @@ def test_a_flood_of_versions_asks_a_bounded_number_of_members(tmp_path: Path) ->
     """Each announce of a version that this node never heard of has it ask all members for seeds; where too many
     questions wait already, nobody is asked, and the version is answered all the same."""
     link = Link()
-    places = [Place(f"10.0.{n >> 8}.{n & 255}", 9402) for n in range(MEMBERS)]
+    places = [MemberAddress(f"10.0.{n >> 8}.{n & 255}", 9402) for n in range(MEMBERS)]
     membership = Membership(places, 1, lambda host, port: [f"{host}:{port}"])
     membership.start()
     node = PoolNode(Layout(tmp_path), str, membership, link, lambda: True, lambda: None)
@@ -100,7 +100,7 @@ def test_a_version_that_all_left_is_asked_about_again(tmp_path: Path) -> None:
     link = Link()
     link.let_go.set()
     membership = Membership(
-        [Place("10.0.0.1", 9402), Place("10.0.0.2", 9402)], 1, lambda host, port: [f"{host}:{port}"]
+        [MemberAddress("10.0.0.1", 9402), MemberAddress("10.0.0.2", 9402)], 1, lambda host, port: [f"{host}:{port}"]
     )
     membership.start()
     node = PoolNode(Layout(tmp_path), str, membership, link, lambda: True, lambda: None)
@@ -120,7 +120,7 @@ def test_a_seed_that_left_is_asked_again(tmp_path: Path) -> None:
     again once that is known to be gone: else it fetched a second copy, or nothing where the origin is gone too."""
     link = Link()
     link.let_go.set()
-    membership = Membership([Place("10.0.0.1", 9402)], 1, lambda host, port: [f"{host}:{port}"])
+    membership = Membership([MemberAddress("10.0.0.1", 9402)], 1, lambda host, port: [f"{host}:{port}"])
     membership.start()
     node = PoolNode(Layout(tmp_path), str, membership, link, lambda: True, lambda: None)
     pieces = PieceMap([("a" * 64, 1 << 20)])
@@ -157,7 +157,9 @@ def test_a_tracker_knows_the_chain_that_a_seed_told(tmp_path: Path) -> None:
     """The tracker of a version that it neither has nor fetches tells the chaining values that a seed knows, so that no
     node has to find that seed; of another version it tells nothing."""
     chain = bytes(32)
-    membership = Membership([Place(f"10.0.0.{n}", 9402) for n in (1, 2)], 1, lambda host, port: [f"{host}:{port}"])
+    membership = Membership(
+        [MemberAddress(f"10.0.0.{n}", 9402) for n in (1, 2)], 1, lambda host, port: [f"{host}:{port}"]
+    )
     membership.start()
     node = PoolNode(Layout(tmp_path), str, membership, SeededLink(chain), lambda: True, lambda: None)
     versions = [PieceMap([(digit * 64, 2 * PIECE_BYTES)]) for digit in "ab"]
@@ -178,7 +180,7 @@ def test_a_node_that_announces_is_not_asked(tmp_path: Path) -> None:
     thousand nodes begin together, nothing is dealt before the last one is asked."""
     link = Link()
     count = 200
-    places = [Place(f"10.0.0.{n}", 9402) for n in range(count)]
+    places = [MemberAddress(f"10.0.0.{n}", 9402) for n in range(count)]
     membership = Membership(places, 1, lambda host, port: [f"{host}:{port}"])
     membership.start()
     node = PoolNode(Layout(tmp_path), str, membership, link, lambda: True, lambda: None)

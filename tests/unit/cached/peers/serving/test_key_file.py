@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cached.contract.errors import Permanent
-from cached.peers.access import PoolKeys, Refused, SignedRequest
+from cached.peers.access import NotOfThisPool, PoolKeys, SignedRequest
 from cached.peers.serving.key_file import KeyFile
 
 REQUEST = SignedRequest("GET", "/", "")
@@ -37,7 +37,7 @@ def test_a_key_is_rotated_without_a_restart(tmp_path: Path) -> None:
     newer = keys.read().sign(REQUEST, 0.0)
     write(path, NEW)
     keys.read().check(REQUEST, newer, 0.0)
-    with pytest.raises(Refused):
+    with pytest.raises(NotOfThisPool):
         keys.read().check(REQUEST, signed, 0.0)
 
 

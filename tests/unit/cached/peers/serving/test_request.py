@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cached.peers.pieces import PIECE_BYTES
-from cached.peers.serving.request import BadRequest, Request, parse_head
+from cached.peers.serving.request import BadRequest, PeerRequest, parse_head
 
 PARTS = st.sampled_from(
     [b"GET", b" ", b"/v1/blobs", b"HTTP/1.1", b"\r\n", b"\n", b"\r", b"Range", b": ", b":", b"bytes=0-9", b"\0"]
@@ -31,7 +31,7 @@ def test_any_bytes_are_a_request_or_refused(head: bytes) -> None:
 def test_a_request_is_read() -> None:
     """Method, path, headers by lower-case name, and the range as `[start, end)`."""
     found = parse_head(b"GET /v1/x HTTP/1.1\r\nHost: a:1\r\nRANGE: bytes=5-9")
-    assert found == Request("GET", "/v1/x", {"host": "a:1", "range": "bytes=5-9"})
+    assert found == PeerRequest("GET", "/v1/x", {"host": "a:1", "range": "bytes=5-9"})
     assert found.parse_range() == (5, 10)
 
 
@@ -39,4 +39,4 @@ def test_a_request_is_read() -> None:
 def test_a_range_has_one_form(text: str) -> None:
     """Other digits, spaces, another case and absurd numbers are no range."""
     with pytest.raises(BadRequest):
-        Request("GET", "/", {"range": text}).parse_range()
+        PeerRequest("GET", "/", {"range": text}).parse_range()

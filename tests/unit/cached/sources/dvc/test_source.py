@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cached.conformance.cases import CASES, run_case
-from cached.conformance.front import Request, front_of
+from cached.conformance.front import ProxiedRequest, front_of
 from cached.conformance.place import Refused
 from cached.conformance.pulling import puller_in
 from cached.contract.errors import HoldfastError, Permanent
@@ -338,7 +338,10 @@ class Tracked(Opening):
         name = md5_of(self._files.pop(path))
         (self._repository.store / "files" / "md5" / name[:2] / name[2:]).unlink()
 
-    def is_bytes(self, request: Request) -> bool:
+    def expire(self) -> None:
+        """The addresses of a web server do not end: the case is in `refused`."""
+
+    def is_bytes(self, request: ProxiedRequest) -> bool:
         place = self._repository.store / request.path.lstrip("/")
         return request.method == "GET" and place.is_file() and place.stat().st_size > 100_000
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cached.conformance.cases import CASES, run_case
-from cached.conformance.front import Front, Request, front_of
+from cached.conformance.front import Front, ProxiedRequest, front_of
 from cached.conformance.place import Refused
 from cached.conformance.pulling import puller_in
 from cached.contract.trust import Trust
@@ -65,7 +65,7 @@ class Repository:
     def expire(self) -> None:
         self._host.expire()
 
-    def is_bytes(self, request: Request) -> bool:
+    def is_bytes(self, request: ProxiedRequest) -> bool:
         return request.path.startswith("/lfs-objects/")
 
 
@@ -85,7 +85,7 @@ class AtGiftless(Repository):
     def expire(self) -> None:
         self.fronts[0].answer(403, choose=self.is_bytes)
 
-    def is_bytes(self, request: Request) -> bool:
+    def is_bytes(self, request: ProxiedRequest) -> bool:
         return "/info/lfs/objects/storage/" in request.path
 
 

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
-from cached.sources.git.pktline import Mark, Packets, SideBand, encode
+from cached.sources.git.pktline import ControlPacket, Packets, SideBand, encode
 from cached.sources.git.versions import First, Second, parse_ref, read_version
 
 A, B, C = "a" * 40, "b" * 40, "c" * 40
-SERVICE: list[str | Mark] = ["# service=git-upload-pack", Mark.FLUSH]
+SERVICE: list[str | ControlPacket] = ["# service=git-upload-pack", ControlPacket.FLUSH]
 ALL = "multi_ack side-band-64k ofs-delta shallow filter allow-reachable-sha1-in-want"
 
 
@@ -23,19 +23,19 @@ def packets(data: bytes) -> Packets:
 
 def test_the_second_version_has_capabilities() -> None:
     """Version 2 is read with and without the line of the service."""
-    said: list[str | Mark] = [
+    said: list[str | ControlPacket] = [
         "version 2",
         "agent=git/2",
         "ls-refs=unborn",
         "fetch=shallow filter",
         "object-info",
-        Mark.FLUSH,
+        ControlPacket.FLUSH,
     ]
     for lines in (said, [*SERVICE, *said]):
         found = read_version(packets(encode(lines)))
         assert isinstance(found, Second)
         assert (found.filters, found.gives_any, found.tells_sizes, found.refs) == (True, True, True, None)
-    assert not read_version(packets(encode(["version 2", "fetch=shallow", Mark.FLUSH]))).filters
+    assert not read_version(packets(encode(["version 2", "fetch=shallow", ControlPacket.FLUSH]))).filters
 
 
 def test_the_first_version_has_refs() -> None:
@@ -47,7 +47,7 @@ def test_the_first_version_has_refs() -> None:
         f"{C} refs/tags/v^{{}}",
     ]
     for first in ([], ["version 1"]):
-        found = read_version(packets(encode([*SERVICE, *first, *refs, Mark.FLUSH])))
+        found = read_version(packets(encode([*SERVICE, *first, *refs, ControlPacket.FLUSH])))
         assert isinstance(found, First)
         assert {ref.name: ref.commit for ref in found.refs} == {"HEAD": A, "refs/heads/main": A, "refs/tags/v": C}
         assert found.filters
@@ -55,7 +55,7 @@ def test_the_first_version_has_refs() -> None:
             f"want {A} multi_ack side-band-64k ofs-delta shallow filter agent=holdfast",
             f"want {B}",
             "deepen 1",
-            Mark.FLUSH,
+            ControlPacket.FLUSH,
             "done",
         ]
 
@@ -63,12 +63,15 @@ def test_the_first_version_has_refs() -> None:
 def test_a_filter_without_single_objects_is_none() -> None:
     """A host that would leave files out and not give them later is asked for all."""
     names = "side-band-64k shallow filter"
-    assert not read_version(packets(encode([f"{A} HEAD\0{names}", Mark.FLUSH]))).filters
+    assert not read_version(packets(encode([f"{A} HEAD\0{names}", ControlPacket.FLUSH]))).filters
 
 
 def test_an_empty_repository_has_no_refs() -> None:
     """An empty repository has none, in each of the ways that hosts say so."""
-    for lines in ([*SERVICE, Mark.FLUSH], [*SERVICE, f"{'0' * 40} capabilities^{{}}\0{ALL}", Mark.FLUSH]):
+    for lines in (
+        [*SERVICE, ControlPacket.FLUSH],
+        [*SERVICE, f"{'0' * 40} capabilities^{{}}\0{ALL}", ControlPacket.FLUSH],
+    ):
         assert read_version(packets(encode(lines))).refs == ()
 
 
@@ -79,10 +82,10 @@ def test_an_empty_repository_has_no_refs() -> None:
         b"0000",
         encode([*SERVICE]),
         encode([f"{A} HEAD"]),
-        encode([f"{A} HEAD", Mark.FLUSH]),
+        encode([f"{A} HEAD", ControlPacket.FLUSH]),
         encode([f"{A} HEAD\0{ALL}"]),
-        encode([f"{A[:-1]} HEAD\0{ALL}", Mark.FLUSH]),
-        encode(["something", Mark.FLUSH]),
+        encode([f"{A[:-1]} HEAD\0{ALL}", ControlPacket.FLUSH]),
+        encode(["something", ControlPacket.FLUSH]),
     ],
 )
 def test_what_says_nothing_is_a_bad_response(data: bytes) -> None:
@@ -93,9 +96,9 @@ def test_what_says_nothing_is_a_bad_response(data: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "lines", [["version 2", "object-format=sha256", Mark.FLUSH], [f"{A}{A[:24]} HEAD\0object-format=sha256"]]
+    "lines", [["version 2", "object-format=sha256", ControlPacket.FLUSH], [f"{A}{A[:24]} HEAD\0object-format=sha256"]]
 )
-def test_other_object_formats_are_unsupported(lines: list[str | Mark]) -> None:
+def test_other_object_formats_are_unsupported(lines: list[str | ControlPacket]) -> None:
     """A repository of sha256 objects is refused by name."""
     with pytest.raises(Permanent, match="sha256"):
         read_version(packets(encode(lines)))

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from cached.conformance.cases import CASES, run_case
-from cached.conformance.front import Front, Request, front_of
+from cached.conformance.front import Front, ProxiedRequest, front_of
 from cached.conformance.place import Refused
 from cached.conformance.pulling import puller_in
 from cached.contract.trust import Trust
@@ -54,7 +54,7 @@ class Proxied:
     def remove(self, path: str) -> None:
         (self._folder / path).unlink()
 
-    def is_bytes(self, request: Request) -> bool:
+    def is_bytes(self, request: ProxiedRequest) -> bool:
         path = request.path.partition("?")
         return request.method == "GET" and ".bin" in path[0] and "/presigned/" not in path[0]
 

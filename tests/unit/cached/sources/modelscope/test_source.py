@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from cached.conformance.cases import CASES, digest_of, run_case
-from cached.conformance.front import Front, Request, front_of
+from cached.conformance.front import Front, ProxiedRequest, front_of
 from cached.conformance.place import Refused
 from cached.conformance.pulling import Puller, puller_in
 from cached.contract.errors import HoldfastError, Permanent, Transient
@@ -106,7 +106,7 @@ class SitePlace:
     def expire(self) -> None:
         self._site.signed.clear()
 
-    def is_bytes(self, request: Request) -> bool:
+    def is_bytes(self, request: ProxiedRequest) -> bool:
         return ".bin" in request.path and request.headers.get("range") != "bytes=0-0"
 
 

@@ -12,7 +12,7 @@ from uuid import uuid4
 import pytest
 
 from cached.conformance.cases import CASES, run_case
-from cached.conformance.front import Front, Request, front_of
+from cached.conformance.front import Front, ProxiedRequest, front_of
 from cached.conformance.pulling import puller_in
 from cached.contract.trust import Trust
 from cached.sources.base import Source
@@ -61,7 +61,7 @@ class Repository:
     def expire(self) -> None:
         self.fronts[0].answer(401, b"{}", INVALID, choose=self.is_bytes)
 
-    def is_bytes(self, request: Request) -> bool:
+    def is_bytes(self, request: ProxiedRequest) -> bool:
         """A request for a few bytes is for a small file, or only looks whether the registry redirects."""
         match = _RANGE.fullmatch(request.headers.get("range", ""))
         return "/blobs/" in request.path and (match is None or int(match[2]) - int(match[1]) >= _SMALL_BYTES)

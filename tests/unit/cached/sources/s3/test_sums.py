@@ -14,7 +14,7 @@ from uuid import uuid4
 import pytest
 
 from cached.conformance.cases import digest_of
-from cached.conformance.front import Front, Request, front_of
+from cached.conformance.front import Front, ProxiedRequest, front_of
 from cached.conformance.pulling import puller_in
 from cached.contract.errors import HoldfastError
 from cached.core.listing import RemoteFile
@@ -62,7 +62,7 @@ def front(moto: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[Front]:
         yield front
 
 
-def mark(request: Request, headers: dict[str, str], body: bytes) -> bytes:
+def mark(request: ProxiedRequest, headers: dict[str, str], body: bytes) -> bytes:
     """Add the type of the checksum to a listing's entries and to a head that has a checksum."""
     asked = request.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED"
     if request.method == "HEAD" and asked and any(name.lower().startswith("x-amz-checksum-") for name in headers):
@@ -102,7 +102,7 @@ async def test_a_listing_has_the_sums_that_s3_keeps(moto: S3Server, front: Front
         assert digest == digest_of({"sha.bin": DATA, "crc.bin": DATA[1:], "none.bin": DATA[2:]})
         wrong = base64.b64encode(bytes(4)).decode()
 
-        def lie(request: Request, headers: dict[str, str], body: bytes) -> bytes:
+        def lie(request: ProxiedRequest, headers: dict[str, str], body: bytes) -> bytes:
             body = mark(request, headers, body)
             for name in [name for name in headers if name.lower() == "x-amz-checksum-crc32"]:
                 headers[name] = wrong

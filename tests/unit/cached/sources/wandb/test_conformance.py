@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cached.conformance.cases import CASES, run_case
-from cached.conformance.front import Front, Request, front_of
+from cached.conformance.front import Front, ProxiedRequest, front_of
 from cached.conformance.place import Refused
 from cached.conformance.pulling import puller_in
 from cached.contract.trust import Trust
@@ -45,7 +45,7 @@ class LoggedArtifact:
         data = self._files.pop(path)
         self._fake.files = {key: each for key, each in self._fake.files.items() if each is not data}
 
-    def is_bytes(self, request: Request) -> bool:
+    def is_bytes(self, request: ProxiedRequest) -> bool:
         key = request.path.partition("?")[0].rpartition("/")[2]
         return request.path.startswith("/store/") and len(self._fake.files.get(key, b"")) > 100_000
 

@@ -57,7 +57,7 @@ def _fill(layout: Layout) -> None:
 def _is_believed(layout: Layout) -> bool:
     try:
         return index.load(layout) is not None
-    except index.Doubt:
+    except index.IndexNotBelieved:
         return False
 
 

@@ -18,7 +18,7 @@ from server.engine.engine import Job
 from server.engine.generation.generator import TextGenerator
 from server.engine.generation.kv_cache import SPARE_COLUMNS
 from server.engine.generation.sequence import GenerationJob
-from server.engine.protocol import Load
+from server.engine.protocol import EngineLoad
 from server.engine.types import CompletionRequest, Sampling
 from tests.support.generating import GREEDY, Watched, ask, completion, engine, limits, load, save, started
 from tests.support.generating import read as read_events
@@ -335,7 +335,7 @@ async def test_who_gives_up_leaves_the_batch_and_no_one_else(llama: Path) -> Non
             assert (await ask(running, completion("comes", 9)))[0] == plainly(llama, "comes", 9)
             assert (await read_events(stays))[0] == plainly(llama, "stays", 60)
         async with asyncio.timeout(100):
-            while running.capacity() != Load(0, 0):
+            while running.capacity() != EngineLoad(0, 0):
                 await asyncio.sleep(0.01)
     assert len(watched.rows) < 1000
 
