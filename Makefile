@@ -65,8 +65,8 @@ soak: $(VENV)/installed-dev
 test-verity: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m slow --timeout 1800 tests/system/verity $(ARGS)
 
-# Not part of `make test`: whoever has KUBECONFIG set for other work must not find Holdfast in that cluster. First the tests
-# that want a cluster without it. The end-to-end tests evict what nobody uses from every node's root: they look first, and
+# Not part of `make test`: a person with KUBECONFIG set for other work must not find Holdfast in that cluster. First the tests
+# that want a cluster without it. The end-to-end tests evict what no pod uses from every node's root: they look first, and
 # refuse where a node holds versions that are not their own, unless E2E_EVICT=yes.
 e2e: $(VENV)/installed-dev
 	$(BIN)/python -m pytest tests/system/kube/test_on_a_cluster.py tests/system/e2e $(ARGS)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from bench.measure import failed
 
-# RFC 2544 keeps 198.18.0.0/15 for benchmarks: no host of anybody has one of these.
+# RFC 2544 keeps 198.18.0.0/15 for benchmarks: no host has one of these.
 _NETWORK = "198.18.0."
 _PREFIX = 24
 _BURST = "128kb"

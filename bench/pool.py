@@ -121,7 +121,7 @@ class Node:
             self._process = None
 
     def count_wrong(self) -> int:
-        """Return the blobs on this node that are not what their name says: there must be none, whoever lied."""
+        """Return the blobs on this node that are not what their name says: there must be none, whichever node lied."""
         return sum(hash_file(path) != path.name for path in self.layout.blobs.rglob("*") if path.is_file())
 
     def _check_alive(self) -> None:
@@ -222,7 +222,7 @@ def _play_tracker_killed(fleet: Fleet) -> None:
 
 
 def _play_late(fleet: Fleet) -> None:
-    """One node comes in the middle, and one after nobody seeds any more."""
+    """One node comes in the middle, and one after the last seed has left."""
     *early, middle, last = range(len(fleet.nodes))
     fleet.start(early)
     fleet.wait_for_share(0, 0.5)

@@ -29,7 +29,7 @@ settings.load_profile("holdfast")
 # test processes on two cores they took four times as long, and most of the processors.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Whoever runs the tests in the background has them ignore SIGINT, and so would every program they start and interrupt.
+# In the background the tests ignore SIGINT, and so would every program that they start and interrupt.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -113,7 +113,7 @@ def promises_content(checksum: Checksum | None) -> bool:
 
 @dataclass(
     unsafe_hash=True, slots=True
-)  # nobody changes one; `frozen` makes 100,000 files take a fifth of a second more
+)  # no caller changes one; `frozen` makes 100,000 files take a fifth of a second more
 class RemoteFile:
     """One file in a source's listing; its name is checked when a version chooses it.
 

@@ -290,7 +290,7 @@ async def _work(
     fetches = _make_fetches(node, config, client, downloads, publisher, cold_starts, pool)
     reconciler = _make_reconciler(node, config, downloads, fetches, publisher)
     reconciler.resume(_adopt_statuses(remains.statuses, status_files, node.inventory, remains.lost))
-    await status_files.flushed()  # none says `ready` any more of what is not here, before anybody may ask
+    await status_files.flushed()  # none says `ready` any more of what is not here, before a client may ask
     catalog = CatalogFile(config.catalog, reconciler.use_catalog)
     recheck = _make_recheck(node, reconciler)
     service = _make_service(node, reconciler, fetches, workers, catalog, recheck)

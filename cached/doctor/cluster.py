@@ -140,7 +140,7 @@ async def _check_webhook(client: KubeClient) -> CheckResult:
 
 
 async def _check_injector(namespace: str, timeout_s: float) -> CheckResult:
-    """Return whether the injector's service answers with a certificate that lasts; anybody in the cluster may ask."""
+    """Return whether the injector's service answers with a certificate that lasts; any client may ask."""
     area, host = "webhook", f"{_INJECTOR}.{namespace}.svc"
     try:
         ends = await run_in_thread(partial(_read_expiry, host, timeout_s), timeout_s)

@@ -102,7 +102,7 @@ class Supply(Protocol):
 
     def pause_origin(self, until: float) -> bool:
         """Ask the origin, which failed, for nothing before `until` (monotonic seconds); return whether other places may
-        be asked meanwhile: else the download waits."""
+        be asked at that time: else the download waits."""
 
     def note_chain(self, states: bytes) -> None:
         """Take the states of sha256 between the blob's pieces. May block: no lock is held."""

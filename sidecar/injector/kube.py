@@ -29,7 +29,7 @@ _WATCH = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=90)  # boo
 _LONGEST_EVENT = 16 << 20
 _REMEDY = "check the injector's service account: its Role and ClusterRole, and that its token is mounted"
 
-_EVERY_S = 15.0  # two small reads; also the time until what somebody removed is restored
+_EVERY_S = 15.0  # two small reads; also the time until what a person removed is restored
 _RETRY_S = 2.0
 
 Json = dict[str, Any]

@@ -28,7 +28,7 @@ class Mode(Enum):
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """How one pod gets its weights: in a `volume`, or behind a gate. `only_with_driver`: on nodes with the driver only,
-    as nobody asked for this pod to be sure that there is one."""
+    as no annotation of this pod asked for a volume."""
 
     volume: bool
     only_with_driver: bool = False

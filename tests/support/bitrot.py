@@ -14,7 +14,7 @@ _FIEMAP = 0xC020660B  # FS_IOC_FIEMAP
 
 
 def flip(path: Path, offset: int = 1000) -> None:
-    """Flip one bit of a file through its file system, so that whoever has it in memory sees it too."""
+    """Flip one bit of a file through its file system, so that a process that has it in memory sees it too."""
     found = path.stat()
     path.chmod(0o644)
     with path.open("r+b") as file:

@@ -30,7 +30,7 @@ _OPTIONS = (
 
 
 class Tab:
-    """One tab. `errors`: what its console said of errors and warnings, and exceptions that nobody caught. `requests`:
+    """One tab. `errors`: what its console said of errors and warnings, and exceptions that were not caught. `requests`:
     the addresses that it asked for."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:

@@ -71,7 +71,7 @@ class Watcher:
 
 
 class FakeApi:
-    """One cluster's API. `tokens` None: whoever asks is let in; `gone_as`: how a watch learns that its version is
+    """One cluster's API. `tokens` None: every client is let in; `gone_as`: how a watch learns that its version is
     too old, as an HTTP `status` or as an ERROR `event`."""
 
     def __init__(self, certificates: Certificates | None = None, tokens: set[str] | None = None) -> None:
@@ -139,7 +139,7 @@ class FakeApi:
             return self.store.delete(key_of(path))
 
     def compact(self) -> None:
-        """Forget the history: whoever comes back with an old version, or an old continue token, gets 410."""
+        """Forget the history: an old version, or an old continue token, gets 410."""
         with self._lock:
             self.store.compact()
 

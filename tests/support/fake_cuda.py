@@ -1,6 +1,6 @@
-"""CUDA's runtime as its documentation has it, on host memory, made to catch whoever relies on more than that.
+"""CUDA's runtime as its documentation has it, on host memory, made to catch code that relies on more than that.
 
-Law: a copy reads its source at the last moment that the documentation allows, when somebody waits for it, so that a
+Law: a copy reads its source at the last moment that the documentation allows, when a client waits for it, so that a
 slot that is used again too early delivers wrong bytes; whatever is freed, unregistered or destroyed while a copy needs
 it is written down in `violations`, and so is what a thread asks of its current device while that is another one. The
 consumer's stream is the host itself: having it wait is waiting.

@@ -182,7 +182,7 @@ class FakeHub:
             return _error(401, None, "Invalid credentials in Authorization header")
         granted = repository is not None and token in repository.granted
         if repository is None or (repository.access is Access.PRIVATE and not granted):
-            # Nobody is told whether a repository that they may not see exists.
+            # The Hub does not tell whether a repository exists that the client may not see.
             return _error(404 if token else 401, "RepoNotFound", "Repository not found")
         if repository.access is Access.DISABLED:
             return _error(403, None, "Access to this resource is disabled.")

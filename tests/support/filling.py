@@ -65,5 +65,5 @@ def tree(folder: Path) -> set[str]:
 
 
 def no_claims(layout: Layout) -> Claims:
-    """Nobody is under way."""
+    """No pod waits."""
     return Claims(DigestJournal(layout.digests, {}))

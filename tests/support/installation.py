@@ -100,7 +100,7 @@ def refusal(held: Mapping[str, Sequence[str]], allowed: str | None) -> str | Non
         for node, versions in held.items()
     )
     return (
-        f"these tests evict what nobody uses from {DEFAULT_ROOT} of every node, and there are versions ({shown}): "
+        f"these tests evict what no pod uses from {DEFAULT_ROOT} of every node, and there are versions ({shown}): "
         "use another cluster, or allow it with E2E_EVICT=yes"
     )
 
@@ -317,7 +317,7 @@ def pod_object(pod: Pod, annotations: dict[str, str] | None = None, node: str | 
 
 
 def main_container() -> Json:
-    """A container that does nothing, as root: whatever it cannot do, nobody in a pod can."""
+    """A container that does nothing, as root: what it cannot do, no process in a pod can."""
     return {"name": MAIN, "image": GATE_IMAGE, "command": ["sh", "-c", _MAIN], "securityContext": {"runAsUser": 0}}
 
 

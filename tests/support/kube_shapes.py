@@ -30,7 +30,7 @@ def make_pod(
     namespace: str = "default",
     phase: str = "Pending",
 ) -> Object:
-    """A pod as the API server would store it, less what nobody here reads."""
+    """A pod as the API server would store it, less what is not read here."""
     return {
         "metadata": {
             "name": name,

@@ -70,7 +70,7 @@ class Page:
 
 @dataclass
 class Store:
-    """All objects of a cluster. Not thread-safe: whoever shares it locks."""
+    """All objects of a cluster. Not thread-safe: its users lock."""
 
     objects: dict[Key, Object] = field(default_factory=dict)
     history: list[Change] = field(default_factory=list)
@@ -117,7 +117,7 @@ class Store:
             metadata["namespace"] = key.namespace
         metadata["resourceVersion"] = old["resourceVersion"]
         if new == self.objects[key]:
-            return new  # nothing changed: no new version, and nobody is told
+            return new  # nothing changed: no new version, and no watch is told
         return self._keep(key, new)
 
     def delete(self, key: Key) -> Object:

@@ -82,13 +82,13 @@ def remount(folder: Path, how: str) -> None:
 
 
 class Filler:
-    """Somebody else's file on a file system, which takes what is free."""
+    """Another program's file on a file system, which takes what is free."""
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / "somebody-else"
+        self._path = folder / "others"
 
     def leave(self, size_bytes: int) -> None:
-        """Grow until so many bytes are free, and never beyond what is free now: what others give back meanwhile is
+        """Grow until so many bytes are free, and never beyond what is free now: what others give back in that time is
         theirs."""
         self.vanish()
         found = os.statvfs(self._path.parent)
@@ -133,6 +133,6 @@ def _mounted(arguments: list[str], folder: Path) -> Iterator[None]:
         yield
     finally:
         result = subprocess.run(["umount", folder], capture_output=True, text=True)
-        # A test may have taken the mount away by itself, and one that failed may have left somebody there.
+        # A test may have taken the mount away by itself, and one that failed may have left a process there.
         if result.returncode and "not mounted" not in result.stderr:
             subprocess.run(["umount", "-l", folder], check=True)

@@ -220,7 +220,7 @@ class DripHead:
 
 @dataclass(frozen=True)
 class Endless:
-    """Say nothing of a length, and go on after the body for as long as anybody reads."""
+    """Say nothing of a length, and go on after the body for as long as the client reads."""
 
     def apply(self, reply: Reply, whole: memoryview) -> Reply:
         endless = replace(reply, trailing=bytes(64 * 1024), ending="endless")
@@ -228,7 +228,7 @@ class Endless:
 
 
 @dataclass(frozen=True)
-class Meanwhile:
+class DoFirst:
     """Do something at the origin while this request is being answered, and answer as `then` says."""
 
     action: Callable[[], object]

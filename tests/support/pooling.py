@@ -29,7 +29,7 @@ KEYS = PoolKeys([b"0123456789abcdef" * 2])
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at, all different."""
+    """Ports that nothing listens at, all different."""
     with ExitStack() as probes:
         sockets = [probes.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
         return [each.getsockname()[1] for each in sockets]

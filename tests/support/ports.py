@@ -1,6 +1,6 @@
 """Ports for programs that must be told theirs.
 
-Law: a port is from below those that the kernel gives to connections and to whoever asks for any, so that nobody takes
+Law: a port is from below those that the kernel gives to connections and to who asks for any, so that no program takes
 it between this look and the program's start.
 """
 
@@ -15,7 +15,7 @@ _LOWEST = 10_240
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 at which nobody listens now."""
+    """A port of 127.0.0.1 at which nothing listens now."""
     return free_ports(1)[0]
 
 

@@ -1,4 +1,4 @@
-"""The two sides of a race on one root, as processes of their own: whoever publishes and evicts, and gates.
+"""The two sides of a race on one root, as processes of their own: one that publishes and evicts, and gates.
 
 `python -m tests.support.racing daemon ROOT` publishes and evicts `REFS` with the store's own functions, until SIGTERM;
 then it evicts all of them. `python -m tests.support.racing gate PUBLIC record|full` opens one gate after the other,
@@ -71,7 +71,7 @@ def serve(root: Path) -> None:
 
 def _publish(layout: Layout, ref: ModelRef, files: dict[str, bytes]) -> None:
     if snapshots.read_name(layout, ref) is not None:
-        return  # somebody uses it
+        return  # a reader uses it
     entries = []
     for path, data in files.items():
         sha256 = hashlib.sha256(data).hexdigest()
@@ -105,7 +105,7 @@ def _evict_all(layout: Layout) -> None:
     """No gate is there any more: nothing is in use, whatever way its holder ended."""
     for ref in REFS:
         if snapshots.read_name(layout, ref) is not None and not _evict(layout, ref, _manifest_of(layout, ref)):
-            sys.exit(f"{ref} is in use, though nobody is there")
+            sys.exit(f"{ref} is in use, though no process uses it")
     left = [*layout.public.snapshots.iterdir(), *layout.blobs.glob("*/*"), *layout.trash.iterdir()]
     unlinked = [path for path in left if not (path.parent.parent == layout.blobs and path.stat().st_nlink == 1)]
     if unlinked:

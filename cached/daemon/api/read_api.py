@@ -88,7 +88,7 @@ def make_status_handler(status: Callable[[], dict[str, Any]]) -> Handler:
 
 class RenderedPage:
     """A page whose rendering takes at most a tenth of one processor: past that who asks waits for the next rendering,
-    which is shared. So nobody gets a page that is older than the question. It goes out compressed to those that take
+    which is shared. So no client gets a page that is older than the question. It goes out compressed to those that take
     that, as Prometheus does: a tenth of the bytes for less time than rendering takes.
     """
 

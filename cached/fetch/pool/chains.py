@@ -1,6 +1,6 @@
 """The chaining values of one version: those that this node found out by hashing, and those that another node told.
 
-Law: asks nobody, and keeps on the disk what was found out. Told ones are believed until a piece contradicts them: what
+Law: asks no node, and keeps on the disk what was found out. Told ones are believed until a piece contradicts them: what
 proves them is a blob that ends in its sha256, and then only for that blob. Not thread-safe: the version's lock guards
 them.
 """

@@ -329,6 +329,6 @@ def _list(refs: Sequence[ModelRef]) -> str:
 
 
 def _take_exception(asked: asyncio.Future[RecheckResult]) -> None:
-    """Count an exception as taken, also where everybody who asked is gone by now."""
+    """Count an exception as taken, also where all who asked are gone by now."""
     if not asked.cancelled():
         asked.exception()

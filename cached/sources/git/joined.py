@@ -39,7 +39,7 @@ class JoinedRequests:
         return found
 
     async def _ask_for(self, endpoint: str, waiting: list[tuple[Wanted, asyncio.Future[Located]]]) -> None:
-        """Ask for all that wait by then; everybody has an answer in the end."""
+        """Ask for all that wait by then; each has an answer in the end."""
         failure: HoldfastError = Transient(
             "interrupted", "the request for this file's address was ended", "it is sent again"
         )

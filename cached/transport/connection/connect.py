@@ -93,7 +93,7 @@ class Connector:
 
     def check_redirect(self, origin: Origin, chosen_by: Origin | None, cancellation: Cancellation) -> None:
         """Raise `Permanent` (`insecure_redirect`) if another host's redirect leads to this machine, as `open` does; for
-        a request that somebody else sends. Raises `Transient` if the host has no address."""
+        a request that another program sends. Raises `Transient` if the host has no address."""
         if chosen_by is None or chosen_by.host == origin.host:
             return
         deadline = time.monotonic() + self._settings.connect_timeout_s

@@ -80,7 +80,7 @@ class Journal:
             elif stat.S_ISREG(found.st_mode):
                 made["kind"] = "file"
             else:
-                continue  # the socket: whoever finds one left removes it
+                continue  # the socket: a start removes one that was left
             entries[entry.name] = made
         return entries
 

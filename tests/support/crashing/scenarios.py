@@ -74,7 +74,7 @@ def _fetch_first(on: Stage) -> None:
 FIRST = Scenario("first", {ONE: _FIRST, TWO: _SECOND}, _serve_first, _first_catalog, _fetch_first)
 
 
-# --- files whose sha256 nobody promised ----------------------------------------------------------------------------
+# --- files whose sha256 no source promised ----------------------------------------------------------------------------
 
 
 def _serve_unlisted(on: Stage) -> None:
@@ -275,7 +275,7 @@ ROTTEN = Scenario(
 
 
 def _orphan(on: Stage) -> None:
-    """A blob that nothing links, a partial blob that nobody fetches, a blob in quarantine."""
+    """A blob that nothing links, a partial blob that nothing fetches, a blob in quarantine."""
     layout = on.daemon.layout
     _put(layout.blob(manifest_of({"x": b"orphan"}).files[0].sha256), b"orphan", 0o444)
     folder = layout.ingest / ("a" * 64)

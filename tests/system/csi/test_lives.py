@@ -226,7 +226,7 @@ def test_the_driver_registers_itself(node: Node) -> None:
 
 
 def test_a_socket_that_was_removed_is_made_again(node: Node) -> None:
-    """A registration socket that someone removes, after which the kubelet forgets the driver, is there again within
+    """A registration socket that a person removes, after which the kubelet forgets the driver, is there again within
     seconds; until the kubelet has confirmed it anew, the driver counts as not registered."""
     node.kubelet.register()
     node.daemon.wait(lambda: node.daemon.metric("holdfast_csi_registered") == 1, "the kubelet's verdict")
@@ -303,7 +303,7 @@ def test_a_pod_that_is_deleted_while_its_volume_waits(cluster: Joined, kubelet: 
     cluster.end("plain")
     waiting.join()
     assert ends == ["ABORTED"]
-    cluster.daemon.wait(lambda: cluster.daemon.metric("holdfast_pods_waiting") == 0, "nobody that waits")
+    cluster.daemon.wait(lambda: cluster.daemon.metric("holdfast_pods_waiting") == 0, "no pod that waits")
 
 
 def test_an_annotated_pod_with_a_volume_counts_once(cluster: Joined, kubelet: Kubelet) -> None:

@@ -134,7 +134,7 @@ def test_publishing_again_changes_nothing(node: Node) -> None:
 
 
 def test_a_volume_waits_for_its_version(node: Node) -> None:
-    """A version that no one fetched yet is fetched for its volume, with the priority of a waiting pod, and the volume
+    """A version that was never fetched is fetched for its volume, with the priority of a waiting pod, and the volume
     is mounted once it is here."""
     node.daemon.write_catalog({"llama": node.entry("llama")})
     node.kubelet.publish(POD, LLAMA)
@@ -181,7 +181,7 @@ def test_a_check_goes_on_between_calls(node: Node) -> None:
 
 
 def test_unpublishing_ends_a_wait(node: Node) -> None:
-    """A volume that is unpublished while it waits ends its call with ABORTED, and wants nothing any more; meanwhile a
+    """A volume that is unpublished while it waits ends its call with ABORTED, and wants nothing any more; until then a
     second call for it is ABORTED too."""
     node.daemon.write_catalog({"llama": model(NOWHERE)})
     ends: list[str] = []
@@ -196,7 +196,7 @@ def test_unpublishing_ends_a_wait(node: Node) -> None:
     node.kubelet.unpublish(POD)
     waiting.join()
     assert ends == ["ABORTED"]
-    node.daemon.wait(lambda: node.daemon.state(LLAMA_REF) is None, "nobody that wants it")
+    node.daemon.wait(lambda: node.daemon.state(LLAMA_REF) is None, "no want")
     assert node.daemon.metric("holdfast_pods_waiting") == 0
 
 

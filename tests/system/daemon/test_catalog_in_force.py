@@ -132,7 +132,7 @@ def test_a_version_that_leaves_the_catalog_is_called_off(daemon: DaemonProcess, 
 
 
 def test_a_pull_of_what_left_the_catalog_says_so(daemon: DaemonProcess, source: Path) -> None:
-    """A pulled version whose entry goes while it is fetched ends as `failed` with `unknown_model`: somebody waits."""
+    """A pulled version whose entry goes while it is fetched ends as `failed` with `unknown_model`: a client waits."""
     write_files(source, {"a.bin": bytes(20_000_000)})
     daemon.write_catalog({"tiny": model(f"file://{source}")})
     daemon.start("--max-bandwidth", "1MiB/s")

@@ -61,7 +61,7 @@ def test_other_filters_select_again(
 
 
 def test_a_pull_right_after_an_edit(daemon: DaemonProcess, source: Path) -> None:
-    """Whoever edits the catalog and pulls at once is answered with what it says now, every time."""
+    """A person who edits the catalog and pulls at once is answered with what it says now, every time."""
     digests = [write_files(source / name, {**FILES, "config.json": name.encode()}).digest for name in ("a", "b")]
     daemon.write_catalog({"tiny": prefetched(f"file://{source}/a")})
     daemon.start()
@@ -91,7 +91,7 @@ def test_removed_and_back_with_another_source(daemon: DaemonProcess, source: Pat
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_change_while_the_daemon_is_away(daemon: DaemonProcess, source: Path, *, killed: bool) -> None:
-    """What a version was fetched for outlives the daemon: a change made meanwhile is found at the next start."""
+    """What a version was fetched for outlives the daemon: a change made in between is found at the next start."""
     write_files(source / "old", FILES)
     new = write_files(source / "new", {**FILES, "config.json": b"[]"})
     daemon.write_catalog({"tiny": prefetched(f"file://{source}/old")})
@@ -221,7 +221,7 @@ def test_a_refresh_without_promised_digests_fetches_what_changed(daemon: DaemonP
 
 
 def test_a_refresh_of_a_pinned_version(daemon: DaemonProcess, source: Path) -> None:
-    """A pin stays a pin: whoever refreshes a pinned version whose source has other content is told so, and what is here
+    """A pin stays a pin: who refreshes a pinned version whose source has other content is told so, and what is here
     stays ready."""
     old = publish_files(source, FILES)
     daemon.write_catalog({"tiny": prefetched(f"file://{source}", digest=old.digest)})
@@ -249,7 +249,7 @@ def test_a_refresh_of_what_is_gone_at_its_source(daemon: DaemonProcess, source: 
 
 def test_drift_is_told_and_not_taken(daemon: DaemonProcess, source: Path) -> None:
     """With `--resolve-interval` a version whose source was published over is told as stale with both digests, in
-    status, log and metric; what is here stays, until somebody refreshes it."""
+    status, log and metric; what is here stays, until a person refreshes it."""
     old = publish_files(source, FILES)
     daemon.write_catalog({"tiny": prefetched(f"file://{source}")})
     daemon.start("--resolve-interval", "0.2s")

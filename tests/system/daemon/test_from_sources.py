@@ -122,7 +122,7 @@ def test_a_mirror_with_less_than_a_hub_is_a_source(tmp_path: Path) -> None:
 def test_a_web_page_in_place_of_a_file_is_never_published(
     daemon: DaemonProcess, origin: HostileOrigin, whole: bool
 ) -> None:
-    """A login page with status 200 is never a version's file, though nobody promised its bytes; the real one is."""
+    """A login page with status 200 is never a version's file, though no source promised its bytes; the real one is."""
     page = b"<!DOCTYPE html><title>Sign in</title>" + b"x" * (9_000_000 if not whole else 0)
     index = "<title>Index of /tiny/</title>" + "".join(f'<a href="{name}">x</a>' for name in ("a.json", "b.bin"))
     origin.put("/tiny/", index.encode(), content_type="text/html")

@@ -22,7 +22,7 @@ from tests.support.promtool import find_differences, list_complaints, needs_prom
 
 V1 = ModelRef("acme/tiny", "v1")
 FILES = {"a.bin": bytes(300_000), "b.json": b"{}"}
-# What this daemon has no samples of: no cluster, no volumes, no pool, nothing under way, nobody refused.
+# What this daemon has no samples of: no cluster, no volumes, no pool, nothing under way, no pod refused.
 SILENT = {
     *(metric.name for metric in (*table.CLUSTER, *table.CSI, *table.POOL)),
     *("holdfast_model_pods_waiting", "holdfast_model_waiting_since_timestamp_seconds", "holdfast_pods_refused"),

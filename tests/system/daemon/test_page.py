@@ -1,4 +1,4 @@
-"""The page of a daemon: what it tells of a real node, to whom, and what it costs a node that nobody looks at."""
+"""The page of a daemon: what it tells of a real node, to whom, and what it costs a node without readers."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def test_a_pull_may_pin(daemon: DaemonProcess, source: Path) -> None:
 def test_a_pulls_wrong_pin_is_its_own(
     daemon: DaemonProcess, source: Path, kind: Callable[..., Manifest], *, prefetches: bool
 ) -> None:
-    """A pull that pins wrong is told so, and nobody else: what is here stays ready, also after a restart."""
+    """A pull that pins wrong is told so, and no other: what is here stays ready, also after a restart."""
     manifest = kind(source, FILES)
     daemon.write_catalog({"tiny": (prefetched if prefetches else model)(f"file://{source}")})
     daemon.start()
@@ -127,7 +127,7 @@ def test_two_pulls_each_get_their_answer(daemon: DaemonProcess, source: Path) ->
 
 
 def test_what_the_catalog_lacks_and_is_here_stays_ready(daemon: DaemonProcess, source: Path) -> None:
-    """Whoever pulls a version that left the catalog is told `unknown_model`; its status stays `ready`: it is here."""
+    """Who pulls a version that left the catalog is told `unknown_model`; its status stays `ready`: it is here."""
     write_files(source, FILES)
     daemon.write_catalog({"tiny": prefetched(f"file://{source}")})
     daemon.start()

@@ -118,7 +118,7 @@ def test_a_restart_writes_no_status_that_is_right(daemon: DaemonProcess, source:
 
 def test_a_restart_keeps_a_pulls_pin(daemon: DaemonProcess, source: Path) -> None:
     """A version that was pulled with a pin, and was under way, is still held to it after a restart; that it was wrong
-    fails nobody else: the version has no status then."""
+    fails no other: the version has no status then."""
     write_files(source, {"a.bin": bytes(6 * MIB)})
     daemon.write_catalog({"tiny": model(f"file://{source}")})
     daemon.start("--max-bandwidth", "1MiB/s")

@@ -1,4 +1,4 @@
-"""What the daemon tells of a version while it is under way, and what it never tells anybody."""
+"""What the daemon tells of a version while it is under way, and what it never tells."""
 
 from __future__ import annotations
 

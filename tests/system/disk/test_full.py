@@ -60,7 +60,7 @@ def test_a_disk_with_any_amount_left(on_ext4: Start, place: Place) -> None:
 
 @pytest.mark.parametrize("left_kib", [0, *(pytest.param(kib, marks=pytest.mark.slow) for kib in (8, 24))])
 def test_a_disk_that_fills_up_under_a_fetch(on_ext4: Start, place: Place, left_kib: int) -> None:
-    """Where somebody takes the rest while bytes are on their way, the version arrives or says `no_space`, nothing half
+    """Where a person takes the rest while bytes are on their way, the version arrives or says `no_space`, nothing half
     is visible, and all goes on by itself when space returns."""
     with on_ext4(24 * MIB, "--max-bandwidth", "2MiB/s") as daemon:
         daemon.write_catalog({"m": {"versions": {"a": place("a", 4 * MIB, *[5000] * 4)}}})
@@ -95,7 +95,7 @@ def test_a_heartbeat_without_a_block(on_ext4: Start) -> None:
 
 
 def test_a_full_disk_is_no_reason_not_to_start(on_ext4: Start, place: Place) -> None:
-    """A daemon that is started on a full disk makes room by evicting what nobody wants, and fetches what is wanted."""
+    """A daemon that is started on a full disk makes room by evicting what nothing wants, and fetches what is wanted."""
     with on_ext4(24 * MIB) as daemon:
         entry = {"versions": {"a": place("a", 8 * MIB), "b": place("b", 7 * MIB)}}
         daemon.write_catalog({"m": entry})
@@ -112,7 +112,7 @@ def test_a_full_disk_is_no_reason_not_to_start(on_ext4: Start, place: Place) -> 
 
 
 def test_the_disks_own_refusal_evicts_too(on_ext4: Start, place: Place) -> None:
-    """Where the disk refuses what the account allowed, something that nobody wants goes, as for any lack of space."""
+    """Where the disk refuses what the account allowed, something that nothing wants goes, as for any lack of space."""
     with on_ext4(32 * MIB, "--max-bandwidth", "1500kB/s") as daemon:
         daemon.write_catalog({"m": {"versions": {"a": place("a", 4 * MIB), "b": place("b", 4 * MIB, *[5000] * 4)}}})
         daemon.start()
@@ -142,7 +142,7 @@ def test_the_commands_of_a_full_disk_say_so(on_ext4: Start) -> None:
 
 @pytest.mark.slow
 def test_an_own_file_system_of_any_kind_fills(tmp_path: Path, place: Place) -> None:
-    """The same on a tmpfs, which keeps no reserve at all for anybody's records."""
+    """The same on a tmpfs, which keeps no reserve at all for records."""
     with mounted_tmpfs(tmp_path / "root", "8m"), daemon_process(tmp_path, *OPTIONS) as daemon:
         daemon.write_catalog({"m": {"versions": {"a": place("a", 2 * MIB, MIB, 1000)}}})
         daemon.start()

@@ -65,7 +65,7 @@ def test_the_disks_own_lack_of_inodes_is_called_one(on_ext4: Start) -> None:
 
 
 def test_inodes_are_made_by_evicting(on_ext4: Start, place: Place) -> None:
-    """What nobody wants goes for a version that needs its inodes, not its bytes."""
+    """What nothing wants goes for a version that needs its inodes, not its bytes."""
     with on_ext4(32 * MIB, make=("-m", "0", "-N", "320")) as daemon:
         many = [1000 + n for n in range(60)]
         daemon.write_catalog({"m": {"versions": {"a": place("a", *many), "b": place("b", *many)}}})

@@ -59,7 +59,7 @@ def test_a_root_of_another_user_is_refused(tmp_path: Path, theirs: str) -> None:
 
 
 def test_modes_are_mended_at_the_start(tmp_path: Path, place: Place) -> None:
-    """private/ is for its owner, public/ for everybody, whatever somebody made of them."""
+    """private/ is for its owner, public/ for all, whatever a person made of them."""
     with daemon_process(tmp_path, *OPTIONS) as daemon:
         daemon.write_catalog({})
         daemon.start()
@@ -81,7 +81,7 @@ def _immutable(path: Path, flag: str) -> None:
 
 
 def test_an_immutable_blob_keeps_no_version_and_no_daemon(on_ext4: Start, place: Place) -> None:
-    """A version with a file that nobody may delete is evicted all the same; what cannot be deleted is said, stops
+    """A version with a file that may not be deleted is evicted all the same; what cannot be deleted is said, stops
     neither the daemon nor its next start, and goes when it may."""
     with on_ext4(32 * MIB) as daemon:
         daemon.write_catalog({"m": {"versions": {"a": place("a", MIB, 5000)}}})

@@ -13,7 +13,7 @@ REFS = [ModelRef("m", f"v{number}") for number in range(8)]
 
 
 def held_bytes(daemon: DaemonProcess) -> int:
-    """What committed blobs take on the disk; one that is evicted meanwhile takes nothing."""
+    """What committed blobs take on the disk; one that is evicted since takes nothing."""
     held = 0
     for path in daemon.layout.blobs.glob("*/*"):
         with contextlib.suppress(FileNotFoundError):

@@ -96,7 +96,7 @@ def _tree(folder: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("what", ["root", pytest.param("contents", marks=pytest.mark.slow)])
 def test_a_root_that_is_deleted(tmp_path: Path, place: Place, what: str) -> None:
-    """Where somebody deletes the root, or all in it, the same process begins anew and fetches what is wanted."""
+    """Where a person deletes the root, or all in it, the same process begins anew and fetches what is wanted."""
     with daemon_process(tmp_path, *OPTIONS) as daemon:
         daemon.write_catalog(_catalog(place))
         daemon.start()
@@ -217,7 +217,7 @@ def test_bytes_that_are_nowhere_are_fetched_again(tmp_path: Path, place: Place) 
 
 
 def test_a_deleted_socket_is_made_anew(tmp_path: Path) -> None:
-    """Where somebody deletes the control socket, commands work again after a while."""
+    """Where a person deletes the control socket, commands work again after a while."""
     with daemon_process(tmp_path, *OPTIONS) as daemon:
         daemon.write_catalog({})
         daemon.start()

@@ -1,7 +1,7 @@
 """One Holdfast and one S3 server for all of these tests, in the cluster of KUBECONFIG; skipped where there is none.
 
 The images must be on the nodes: those of the laptop overlay, or HOLDFAST_E2E_DAEMON_IMAGE and HOLDFAST_E2E_GATE_IMAGE.
-They evict what nobody uses from every node, and so refuse to run where a node holds versions, unless E2E_EVICT=yes.
+They evict what no pod uses from every node, and so refuse to run where a node holds versions, unless E2E_EVICT=yes.
 What was measured on the way is printed at the end, and asserted nowhere.
 """
 

@@ -62,7 +62,7 @@ def _admitted(within: str, annotations: dict[str, str]) -> str:
 
 
 def by_hand(pod: Pod, node: str, attributes: dict[str, str]) -> Json:
-    """A pod with a volume that nobody injected, and no annotation."""
+    """A pod with a volume that was not injected, and no annotation."""
     made = pod_object(pod, None, node)
     source = {"driver": DRIVER, "readOnly": True, "volumeAttributes": attributes}
     made["spec"]["volumes"] = [{"name": "weights", "csi": source}]
@@ -194,7 +194,7 @@ def test_the_pods_events_say_why(
 
 def test_a_model_of_other_namespaces_is_refused(node: str, origin: Origin, namespace: str, models: Models) -> None:
     """A model that the catalog gives one namespace: its pods have it, others are refused at admission, and by the
-    driver where nobody asked the injector."""
+    driver where the injector was not asked."""
     origin.publish(models["private"], "1")
     owner, stranger = Pod(namespace, "csi-owner"), Pod("default", "csi-stranger")
     create(by_hand(owner, node, {"model": models["private"], "version": "1"}))

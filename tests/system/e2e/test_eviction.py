@@ -1,4 +1,4 @@
-"""What is in use stays; what nobody uses goes, and the node says so."""
+"""What is in use stays; what no pod uses goes, and the node says so."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.system.e2e.conftest import Models
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A node, a version that one pod holds a lease on without asking for it, and one that nobody uses."""
+    """A node, a version that one pod holds a lease on without asking for it, and one that no pod uses."""
 
     node: str
     holder: Pod
@@ -45,7 +45,7 @@ def held(holdfast: Holdfast, origin: Origin, namespace: str, models: Models) -> 
 
 
 def test_a_lease_keeps_a_version(held: Held, holdfast: Holdfast) -> None:
-    """`holdfast gc` evicts what nobody uses, not what a gate holds; without its pod that too goes, label and all."""
+    """`holdfast gc` evicts what no pod uses, not what a gate holds; without its pod that too goes, label and all."""
     daemon = holdfast.daemon(held.node)
     key = f"weights.holdfast.dev/{held.digest.removeprefix('sha256:')[:40]}"
     wait_for("the label of the version", lambda: key in node_labels(held.node))

@@ -34,7 +34,7 @@ def pool(
 ) -> Iterator[Pool]:
     """Two nodes of a pool; skipped where the cluster has one."""
     if pooled.count_nodes() < 2:
-        pytest.skip("one node that takes pods: there is nobody to fetch with")
+        pytest.skip("one node that takes pods: there is no other node to fetch with")
     plain = request.getfixturevalue("holdfast") if exists("namespace", "holdfast") else None
     if plain is not None:
         plain.remove()

@@ -108,7 +108,7 @@ class Clock:
 
 
 class Loop(asyncio.SelectorEventLoop):
-    """An event loop whose timers follow that clock. Somebody must always be ready to run, or it would really wait."""
+    """An event loop whose timers follow that clock. A task must always be ready to run, or it would really wait."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()
@@ -137,7 +137,7 @@ class Jobs(Executor):
         future, job = self.waiting.pop(index)
         try:
             result = job()
-        except Exception as error:  # noqa: BLE001 - whoever waits for the job gets it
+        except Exception as error:  # noqa: BLE001 - the job's caller gets it
             future.set_exception(error)
             return None
         future.set_result(result)
@@ -188,7 +188,7 @@ def is_data(name: str) -> bool:
 
 
 class Origin:
-    """Where everything comes from. `down`: it answers nobody."""
+    """Where everything comes from. `down`: it does not answer."""
 
     def __init__(self) -> None:
         self.contents: dict[str, tuple[Blob, ...]] = {}
@@ -343,16 +343,16 @@ class Cluster:
         return PodLife.UNKNOWN
 
     async def report_csi(self, *, ready: bool) -> None:
-        """Nobody looks at it."""
+        """Nothing looks at it."""
 
     def tell_pods(self, find: Callable[[ModelRef], ModelStatus | None]) -> None:
-        """Nobody listens."""
+        """Nothing listens."""
 
     def summarise(self, statuses: Iterable[ModelStatus], used: int, capacity: int) -> None:
-        """Nobody listens."""
+        """Nothing listens."""
 
     def lost(self, refs: Iterable[ModelRef], reason: str) -> None:
-        """Nobody listens."""
+        """Nothing listens."""
 
     def figures(self) -> Mapping[str, float]:
         return {}

@@ -241,7 +241,7 @@ def node(tmp_path: Path) -> Iterator[Joined]:
 
 def test_a_prefetched_version_yields_to_a_pod(node: Joined) -> None:
     """A pod that waits gets the space of a version that is only prefetched; when the pod is gone, the prefetch comes
-    back, and meanwhile nothing goes to and fro."""
+    back, and until then nothing goes to and fro."""
     versions = {name: node.entry(name, 6 * MIB) for name in "ab"}
     node.daemon.write_catalog({"m": {"versions": versions, "prefetch": {"versions": ["a"]}}})
     node.daemon.start()

@@ -88,7 +88,7 @@ def test_a_gate_opens_on_a_whole_version_or_waits(
 
 
 class Race:
-    """Whoever publishes and evicts, and two gates after the other, as processes on one root."""
+    """A process that publishes and evicts, and two gates one after the other, as processes on one root."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -120,7 +120,7 @@ class Race:
         return self.said("record").count("round") + self.said("full").count("round")
 
     def run(self, rounds: int, disturb: Callable[[], None] = lambda: None) -> None:
-        """Let them race until so many gates were open; then everybody ends, and what is left can be evicted."""
+        """Let them race until so many gates were open; then all end, and what is left can be evicted."""
         for name in self._logs:
             self.start(name)
         deadline = time.monotonic() + 400 + rounds / 20

@@ -132,7 +132,7 @@ def test_a_sweep_that_the_disk_stops_counts_what_it_took(node: Node, monkeypatch
 
 
 def test_a_snapshot_that_never_got_its_name_goes(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the disk refuses the name of a version that nobody wants any more by then, its snapshot is swept."""
+    """Where the disk refuses the name of a version that nothing wants any more by then, its snapshot is swept."""
     with monkeypatch.context() as full:
         full.setattr(snapshots, "set_name_unsynced", _refuse)
         node.reconciler.pull(REF, None, refresh=False)
@@ -148,7 +148,7 @@ def test_a_snapshot_that_never_got_its_name_goes(node: Node, monkeypatch: pytest
 
 
 def test_a_blob_that_is_gone_is_counted_no_more(node: Node) -> None:
-    """Where the scrub finds that somebody deleted a blob, the account has it once: as what was fetched instead."""
+    """Where the scrub finds that a person deleted a blob, the account has it once: as what was fetched instead."""
     node.reconciler.pull(REF, None, refresh=False)
     _work_off(node)
     node.layout.blob(CONTENT[0].sha256).unlink()
@@ -159,7 +159,7 @@ def test_a_blob_that_is_gone_is_counted_no_more(node: Node) -> None:
 
 
 def test_a_blob_that_has_grown_is_taken_out_of_use(node: Node) -> None:
-    """Where the scrub finds that somebody wrote to a blob, the account loses what it had, and gains what is there."""
+    """Where the scrub finds that a person wrote to a blob, the account loses what it had, and gains what is there."""
     node.reconciler.pull(REF, None, refresh=False)
     _work_off(node)
     os.truncate(node.layout.blob(CONTENT[0].sha256), 5 * UNIT)

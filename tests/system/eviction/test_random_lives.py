@@ -1,4 +1,4 @@
-"""Random lives of a node: whatever comes in whatever order, the space holds, nobody loses what he uses, and what is
+"""Random lives of a node: whatever comes in whatever order, the space holds, no user loses what it uses, and what is
 wanted and fits is there in the end."""
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(units=st.integers(0, 12))
     def others_use_the_disk(self, units: int) -> None:
-        reserved = self.node.ledger.compute_use().reserved  # what they take of that, nobody can give
+        reserved = self.node.ledger.compute_use().reserved  # what they take of that, no eviction gives back
         room = self.node.disk.capacity - self.node.disk.ours - reserved
         self.node.disk.others = max(0, min(units * UNIT, room))
         self._wake()
@@ -225,7 +225,7 @@ class Lives(RuleBasedStateMachine):
     def a_blob_goes_bad(self, data: st.DataObject) -> None:
         known = sorted({sha for sizes in self.node.inventory.blobs.values() for sha in sizes})
         sha256 = data.draw(st.sampled_from(known))
-        self.bad.add(sha256)  # whoever has it open keeps it, and nobody else gets it
+        self.bad.add(sha256)  # a process that has it open keeps it, and no other gets it
         self.node.begin(self.node.reconciler.quarantine_blobs((sha256,)))
 
     @precondition(lambda self: any(self.node.layout.quarantine.iterdir()))
@@ -273,7 +273,7 @@ class Lives(RuleBasedStateMachine):
     # --- what always holds -----------------------------------------------------------------------------------------
 
     def _on_job(self, job: partial[Any]) -> None:
-        """Nothing is evicted that a pod wants, that is pinned, or while nobody knows; nor with its label there."""
+        """Nothing is evicted that a pod wants, that is pinned, or while that is not known; nor with its label there."""
         found = is_eviction(job)
         if found is None:
             return
@@ -330,7 +330,7 @@ class Lives(RuleBasedStateMachine):
 
     @invariant()
     def nothing_breaks(self) -> None:
-        """No version ever fails of the disk, or of us: nobody deletes what another one goes on from."""
+        """No version ever fails of the disk, or of us: no part deletes what another one goes on from."""
         codes = {"disk", "internal"} | ({"blob_gone"} if not self.bad else set())
         for status in self.node.status_files.all():
             assert status.error is None or status.error.code not in codes, status
@@ -391,7 +391,7 @@ class Lives(RuleBasedStateMachine):
         demand = self._demand()
         for ref in demand.wants:
             status = node.status_files.get(ref)
-            assert status is not None, f"{ref} is wanted and nobody speaks of it"
+            assert status is not None, f"{ref} is wanted and has no status"
             if status.state is State.FAILED:
                 assert status.error is not None
                 assert status.error.permanent
@@ -465,7 +465,7 @@ class Lives(RuleBasedStateMachine):
         return min(self._capacity(), self.node.disk.capacity - self.node.disk.others)
 
     def _report(self) -> str:
-        """What there is, for whoever looks for the reason."""
+        """What there is, to look for the reason."""
         node = self.node
         here = {str(ref): [blob.name for blob in node.content(ref)] for ref in node.inventory.models}
         pods = {str(want.ref): want.pin for want in node.cluster.pods()}

@@ -37,7 +37,7 @@ def _place(source: Path, name: str, mebibytes: int) -> dict[str, object]:
 def _blob_bytes(daemon: DaemonProcess) -> int:
     held = 0
     for path in daemon.layout.blobs.glob("*/*"):
-        with contextlib.suppress(FileNotFoundError):  # evicted meanwhile
+        with contextlib.suppress(FileNotFoundError):  # evicted since
             held += path.stat().st_size
     return held
 
@@ -62,7 +62,7 @@ def _empty(path: Path) -> None:
 
 
 def test_the_account_follows_what_people_do_to_the_files(daemon: DaemonProcess, source: Path) -> None:
-    """Whatever somebody deletes, cuts or adds to in the store while the daemon runs is in its account soon after,
+    """Whatever a person deletes, cuts or adds to in the store while the daemon runs is in its account soon after,
     without a restart."""
     daemon.write_catalog({"m": {"versions": {name: _place(source, name, 2) for name in "abc"}}})
     daemon.start()
@@ -80,7 +80,7 @@ def test_the_account_follows_what_people_do_to_the_files(daemon: DaemonProcess, 
     gone.unlink()
     shutil.rmtree(source)
     (daemon.layout.quarantine / ("f" * 64)).write_bytes(bytes(MIB))
-    partial = daemon.layout.ingest / "somebody"
+    partial = daemon.layout.ingest / "partial-of-others"
     partial.mkdir()
     (partial / "data").write_bytes(bytes(MIB))
     dying = 2 * MIB
@@ -142,7 +142,7 @@ def test_room_is_made_once(daemon: DaemonProcess, source: Path) -> None:
 
 
 def test_what_is_kept_or_wanted_or_in_use_stays(daemon: DaemonProcess, source: Path) -> None:
-    """A pin, the catalog's `pin: true`, the demand and a lease each keep a version from eviction; whoever needs the
+    """A pin, the catalog's `pin: true`, the demand and a lease each keep a version from eviction; who needs the
     space waits, says so, and goes on as soon as a lease is given back."""
     daemon.write_catalog(
         {
@@ -261,7 +261,7 @@ def test_an_old_digest_may_go_while_its_successor_is_fetched(daemon: DaemonProce
 
 
 def test_watermarks_evict_on_their_own(tmp_path: Path, source: Path) -> None:
-    """Above the high watermark the least recently used go until the low one is reached, with nobody asking."""
+    """Above the high watermark the least recently used go until the low one is reached, without a request."""
     options = ("--quota", "10MiB", "--high-watermark", "0.7", "--low-watermark", "0.5", "--scrub-rate", "0")
     with daemon_process(tmp_path / "daemon", *options) as daemon:
         daemon.write_catalog({"m": {"versions": {name: _place(source, name, 2) for name in "abcd"}}})

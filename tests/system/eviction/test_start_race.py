@@ -20,7 +20,7 @@ VERSION = ("--model", A.name, "--version", A.version)
 
 @pytest.fixture
 def node(tmp_path: Path) -> Iterator[Joined]:
-    """A daemon that holds `a`, which nobody wants, and whose watch hears of nothing any more."""
+    """A daemon that holds `a`, which nothing wants, and whose watch hears of nothing any more."""
     with joined(tmp_path) as made:
         made.catalog(a=made.entry("a"), b=made.entry("b"))
         made.daemon.start()
@@ -52,7 +52,7 @@ def test_a_start_that_the_watch_has_not_told_of_keeps_its_version(node: Joined, 
 
 @pytest.mark.parametrize("answer", [503, 403])
 def test_without_the_pods_nothing_is_evicted(node: Joined, answer: int) -> None:
-    """Where the API server does not say which pods there are, nothing goes, whoever asks for it hears why, and it goes
+    """Where the API server does not say which pods there are, nothing goes, who asks for it hears why, and it goes
     once the API server answers again."""
     node.api.refuse("GET", "/api/v1/pods", answer, times=EVERY)
     with pytest.raises(HoldfastError, match="pods of this node are unknown"):

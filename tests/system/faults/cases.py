@@ -1,7 +1,7 @@
 """Every fault by name: where it strikes, and what becomes of the version.
 
 Law: values only. A case is retried and right in the end (`Right`), a clear permanent error (`Wrong`), or told and tried
-again for as long as somebody wants it (`Tried`); what is counted is the reason in `holdfast_fetch_errors_total`.
+again for as long as it is wanted (`Tried`); what is counted is the reason in `holdfast_fetch_errors_total`.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import pytest
 from cached.contract.reference import ModelRef
 from tests.support.certificates import Certificates
 from tests.support.daemon import DaemonProcess, daemon_process, model
-from tests.support.origin_faults import DripHead, Meanwhile, ResetAfter, Stall
+from tests.support.origin_faults import DoFirst, DripHead, ResetAfter, Stall
 from tests.support.stages import SIZE, Place, Stages, content, etag, manifest_of, open_stages, s3_listing
 
 GRACE_S = 60.0  # twice the kubelet's: the machine is busy
@@ -44,7 +44,7 @@ def test_an_object_replaced_while_it_comes_is_taken_new_or_not_at_all(
         if source == "s3":
             stages.origin.put(listing.path, s3_listing({"model.bin": new}), content_type="application/xml")
 
-    place.script(Meanwhile(replace_it, ResetAfter(SIZE // 2)))
+    place.script(DoFirst(replace_it, ResetAfter(SIZE // 2)))
     daemon.write_catalog({"m": model(staged.uri)})
     daemon.start()
     daemon.pull("m@v1")

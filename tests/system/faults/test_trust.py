@@ -26,7 +26,7 @@ V1 = "v1"
 
 @pytest.fixture(scope="module")
 def contexts(tmp_path_factory: pytest.TempPathFactory, certificates: Certificates) -> dict[str, ssl.SSLContext]:
-    """Certificates that nobody should believe, by what is wrong with them."""
+    """Certificates that no client should believe, by what is wrong with them."""
     folder = tmp_path_factory.mktemp("untrusted")
     made = {}
     for kind, host, days in (

@@ -42,7 +42,7 @@ ANSWERS = (
 
 
 class Parrot:
-    """Says the same bytes to whoever connects, and closes."""
+    """Says the same bytes to every client, and closes."""
 
     def __init__(self, listening: socket.socket) -> None:
         self._listening = listening

@@ -1,4 +1,4 @@
-"""Everything we parse that somebody else may have written: it is read, or refused by an error of ours."""
+"""Everything we parse that another program may have written: it is read, or refused by an error of ours."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ PARSERS: tuple[tuple[Callable[[bytes], object], tuple[Any, ...]], ...] = (
 def test_json_of_ours_is_read_or_refused(
     parse: Callable[[bytes], object], samples: tuple[Any, ...], data: st.DataObject
 ) -> None:
-    """A status, a heartbeat, a record or golden predictions that somebody spoiled is an error of ours, nothing else."""
+    """A status, a heartbeat, a record or golden predictions that a person spoiled is an error of ours, nothing else."""
     try:
         parse(data.draw(spoiled(*samples)))
     except HoldfastError as error:

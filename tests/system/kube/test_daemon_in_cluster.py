@@ -64,7 +64,7 @@ def test_a_pod_makes_the_daemon_fetch_and_hears_of_it(node: Joined, origin: Host
     assert daemon.metric("holdfast_gate_wait_seconds_count") == 1
     node.end("first")
     node.end("second")
-    daemon.wait(lambda: bool(daemon.control.gc(dry_run=True).versions), "a version that nobody wants")
+    daemon.wait(lambda: bool(daemon.control.gc(dry_run=True).versions), "a version that nothing wants")
     third = node.pod("third", "a")
     node.wait_told(third, "WeightsReady")
     assert daemon.metric("holdfast_requests_total", result="hit") == 1

@@ -34,7 +34,7 @@ def _fill(node: Joined) -> None:
         node.daemon.wait_ready(ref(name))
         node.daemon.wait(lambda: node.is_labelled(node.daemon.digest(ref(name))), "the label")  # noqa: B023 - ends here
         node.end(name)
-    node.daemon.wait(lambda: len(node.daemon.control.gc(dry_run=True).versions) == 2, "two that nobody wants")
+    node.daemon.wait(lambda: len(node.daemon.control.gc(dry_run=True).versions) == 2, "two that nothing wants")
 
 
 def _lacks_space(daemon: DaemonProcess) -> Callable[[], bool]:
@@ -71,7 +71,7 @@ def test_what_a_pod_wants_is_never_evicted(node: Joined) -> None:
 
 
 def test_a_version_is_used_until_its_pod_is_gone(node: Joined) -> None:
-    """Of two versions that nobody wants any more the one goes first whose pod ended first, whichever came first."""
+    """Of two versions that nothing wants any more the one goes first whose pod ended first, whichever came first."""
     node.catalog(a=node.entry("a"), b=node.entry("b"))
     node.daemon.start()
     for name in "ab":
@@ -154,7 +154,7 @@ def test_a_pod_that_comes_during_the_withdrawal_keeps_its_version(node: Joined) 
 
 
 def test_before_the_first_list_nothing_is_evicted(node: Joined) -> None:
-    """A daemon that has not heard of the pods is not ready and evicts nothing, whoever needs the space."""
+    """A daemon that has not heard of the pods is not ready and evicts nothing, whatever needs the space."""
     _fill(node)
     daemon = node.daemon
     assert daemon.stop() == 0
@@ -174,7 +174,7 @@ def test_before_the_first_list_nothing_is_evicted(node: Joined) -> None:
 
 
 def test_before_the_labels_are_known_what_is_prefetched_stays(node: Joined) -> None:
-    """A version that a node selector asks for is not evicted while nobody can tell whether it selects this node."""
+    """A version that a node selector asks for is not evicted while it is not known whether it selects this node."""
     rule = {"versions": ["a"], "nodeSelector": {"gpu": "h100"}}
     versions = {"a": node.entry("a", 8 * MIB), "c": node.entry("c", 4 * MIB), "d": node.entry("d", 1000)}
     node.daemon.write_catalog({"m": {"versions": versions, "prefetch": rule}})
@@ -191,7 +191,7 @@ def test_before_the_labels_are_known_what_is_prefetched_stays(node: Joined) -> N
 
 
 def test_without_an_api_at_start_what_is_here_is_served(node: Joined) -> None:
-    """Where nobody listens at the API's address the daemon is not ready and says so; what it holds stays in place, and
+    """Where nothing listens at the API's address the daemon is not ready and says so; what it holds stays in place, and
     pulls are met."""
     node.catalog(a=node.entry("a"), b=node.entry("b"))
     daemon = node.daemon
@@ -231,12 +231,12 @@ def test_an_api_that_is_lost_stops_nothing(node: Joined) -> None:
     node.api.heal()
     daemon.wait_ready(B)
     node.wait_told(missed, "WeightsReady")
-    daemon.wait(lambda: node.is_labelled(daemon.digest(D)), "the label of what came meanwhile")
+    daemon.wait(lambda: node.is_labelled(daemon.digest(D)), "the label of what came since")
     assert daemon.metric("holdfast_kube_connected") == 1
 
 
 def test_a_watch_that_fell_behind_lists_again(node: Joined) -> None:
-    """410 is answered by a list, which is counted, and finds what came and went meanwhile."""
+    """410 is answered by a list, which is counted, and finds what came and went since."""
     node.catalog(a=node.entry("a"), b=node.entry("b"))
     daemon = node.daemon
     daemon.start()

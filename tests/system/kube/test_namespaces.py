@@ -66,4 +66,4 @@ def test_a_refused_pod_keeps_nothing_from_eviction(node: Joined) -> None:
     node.daemon.wait_ready(A)
     assert node.daemon.control.gc(dry_run=True).versions == ()
     write(node, namespaces=["team-a"])
-    node.daemon.wait(lambda: bool(node.daemon.control.gc(dry_run=True).versions), "a version that nobody wants")
+    node.daemon.wait(lambda: bool(node.daemon.control.gc(dry_run=True).versions), "a version that nothing wants")

@@ -214,7 +214,7 @@ def test_a_heartbeat_is_seen_to_stand_still(tmp_path: Path) -> None:
 
 
 def test_certificates_of_tomorrow_are_replaced() -> None:
-    """Keys that were made while a clock was ahead are replaced when it is right again: nobody takes them yet."""
+    """Keys that were made while a clock was ahead are replaced when it is right again: no server takes them yet."""
     now = datetime.now(UTC)
     early = next_keys(None, ["injector"], now + timedelta(days=400))
     mended = next_keys(early, ["injector"], now)

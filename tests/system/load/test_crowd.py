@@ -15,7 +15,7 @@ AT_ONCE = 16  # prefetches of small files that run when the pull comes
 
 
 def test_many_versions_arrive_and_a_pull_goes_ahead(daemon: DaemonProcess, source: Path) -> None:
-    """Fifty prefetched versions all become ready; one that is pulled meanwhile does not wait for them all."""
+    """Fifty prefetched versions all become ready; one that is pulled at the same time does not wait for them all."""
     versions = {}
     for number in range(COUNT):
         files = {f"{name}.bin": random.Random(f"{number}{name}").randbytes(60_000) for name in "abc"}

@@ -131,7 +131,7 @@ def test_what_is_too_much_is_refused(daemon: DaemonProcess, sent: bytes, answers
 
 
 async def test_a_client_that_reads_nothing_is_cut_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer that nobody takes is given up after a while, and its connection with it."""
+    """An answer that the client does not take is given up after a while, and its connection with it."""
     monkeypatch.setattr(connection, "ANSWER_S", 0.2)
     layout = Layout(tmp_path / "root")
     recovery.prepare(layout)
@@ -165,7 +165,7 @@ async def test_an_end_does_not_wait_for_slow_readers(tmp_path: Path) -> None:
 
 
 async def test_a_page_takes_a_share_of_a_processor() -> None:
-    """However many ask for a page, making it takes a tenth of one processor, however slow that is; nobody gets one that
+    """However many ask for a page, making it takes a tenth of one processor, however slow that is; none gets one that
     was made before the question."""
     made, work_s = [0], 0.02
 

@@ -1,4 +1,4 @@
-"""A daemon that stands still (SIGSTOP, a swapped-out node) while somebody asks it something; pins it must refuse."""
+"""A daemon that stands still (SIGSTOP, a swapped-out node) while a client asks it something; pins it must refuse."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ REF = ModelRef("acme/tiny", "v1")
 
 @pytest.fixture
 def held(daemon: DaemonProcess, source: Path) -> DaemonProcess:
-    """A running daemon that holds `acme/tiny@v1`, which nobody wants any more."""
+    """A running daemon that holds `acme/tiny@v1`, which nothing wants any more."""
     publish_files(source, {"a.bin": b"a" * 5000})
     daemon.write_catalog({"acme/tiny": model(f"file://{source}", "v1", "v2")})
     daemon.start()
@@ -102,7 +102,7 @@ def test_a_request_that_is_read_too_late_is_refused(held: DaemonProcess) -> None
 
 
 def test_a_passed_deadline_is_refused_with_its_reason(held: DaemonProcess) -> None:
-    """Whoever still listens after its deadline gets an error, and nothing was done."""
+    """Who still listens after its deadline gets an error, and nothing was done."""
     status, document = _ask_with_deadline(held, time.monotonic() - 1)
     assert (status, document["error"]["code"], document["error"]["permanent"]) == (503, "client_gone", False)
     assert not held.layout.pins.exists()
@@ -150,7 +150,7 @@ def test_unpin_tells_that_the_catalog_still_pins(daemon: DaemonProcess, source: 
 
 
 def test_a_pin_before_the_catalog_is_transient(daemon: DaemonProcess) -> None:
-    """While there is no catalog nobody can say that a version is unknown: ask again."""
+    """While there is no catalog the daemon cannot say that a version is unknown: ask again."""
     daemon.listen()
     with pytest.raises(Transient, match="catalog") as refused:
         daemon.control.pin(REF)

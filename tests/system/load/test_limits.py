@@ -149,7 +149,7 @@ def test_no_descriptor_is_transient_and_no_rot(tmp_path: Path, confined: Path) -
         daemon.start()
         daemon.pull("acme/held@v1")
         daemon.wait_ready(ModelRef("acme/held", "v1"))
-        daemon.pull("acme/tiny@v1")  # before the limit: afterwards the socket lets nobody in
+        daemon.pull("acme/tiny@v1")  # before the limit: afterwards the socket lets no client in
         hard = resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE)[1]
         resource.prlimit(daemon.pid, resource.RLIMIT_NOFILE, (3, hard))
         daemon.catalog.write_text(daemon.catalog.read_text())
@@ -292,8 +292,8 @@ def test_a_limit_of_file_sizes_is_told_as_one(tmp_path: Path) -> None:
 
 
 def test_a_command_without_descriptors_says_so(tmp_path: Path) -> None:
-    """A gate, `verify` or `publish` that may not open one more file names the limit and who raises it, and sends nobody
-    to the disk, the volume or another port."""
+    """A gate, `verify` or `publish` that may not open one more file names the limit and who raises it, and does not
+    send a person to the disk, the volume or another port."""
     publish_files(tmp_path / "source", {f"{number}.bin": b"a" * 5000 for number in range(12)})
     with daemon_process(tmp_path) as daemon:
         daemon.write_catalog({"acme/tiny": model(f"file://{tmp_path}/source")})

@@ -1,4 +1,4 @@
-"""Thousands of small files, and hundreds of versions: each costs the same, and nobody else waits for them."""
+"""Thousands of small files, and hundreds of versions: each costs the same, and no other waits for them."""
 
 from __future__ import annotations
 
@@ -60,6 +60,6 @@ def test_hundreds_of_versions_keep_nobody_waiting(watched: DaemonProcess, tmp_pa
         watched.wait_ready(ModelRef("many", version))
     assert watched.files(ModelRef("many", "v7")) == {"model.bin": b"v7"}
     watched.write_catalog({"other": model("file:///nowhere")})
-    watched.wait(lambda: len(watched.control.gc(dry_run=True).versions) == _VERSIONS, "versions that nobody wants")
+    watched.wait(lambda: len(watched.control.gc(dry_run=True).versions) == _VERSIONS, "versions that nothing wants")
     seconds, callback = _longest(tmp_path)
     assert seconds < _LONGEST_S, callback

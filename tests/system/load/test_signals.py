@@ -1,4 +1,4 @@
-"""Signals at any moment, and logs that nobody reads."""
+"""Signals at any moment, and logs that nothing reads."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _signal_again_and_again(daemon: DaemonProcess, source: Path, times: int) -> 
 
 
 def _disturb(daemon: DaemonProcess, chance: random.Random, until: float) -> None:
-    """Pull and collect garbage, as soon as somebody answers, until it is time."""
+    """Pull and collect garbage, as soon as the daemon answers, until it is time."""
     while time.monotonic() < until:
         if daemon.layout.socket.exists():
             try:
@@ -157,7 +157,7 @@ def test_a_hangup_is_not_the_end(daemon: DaemonProcess, source: Path) -> None:
     assert daemon.stop() == 0
 
 
-# --- logs that nobody reads ------------------------------------------------------------------------------------------
+# --- logs that nothing reads ------------------------------------------------------------------------------------------
 
 
 def test_a_log_without_a_reader_stops_nothing(daemon: DaemonProcess, source: Path) -> None:
@@ -186,7 +186,7 @@ def _start_into(daemon: DaemonProcess, writer: int, afterwards: Callable[[], Non
 
 
 def _fill_pipe(writer: int) -> None:
-    """Leave no room in a pipe; whoever writes to it next waits, as its other holders would."""
+    """Leave no room in a pipe; the next writer waits, as its other holders would."""
     os.set_blocking(writer, False)
     try:
         while True:

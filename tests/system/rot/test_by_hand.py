@@ -96,7 +96,7 @@ HANDS: dict[str, Callable[[DaemonProcess], None]] = {
 def test_the_last_copy_of_a_content_stays(
     daemon: DaemonProcess, source: Path, hand: Callable[[DaemonProcess], None], down: bool
 ) -> None:
-    """Whichever of a file and its blob somebody deletes or spoils, while the scrub runs or while nothing does, and with
+    """Whichever of a file and its blob a person deletes or spoils, while the scrub runs or while nothing does, and with
     the source gone: the other one is kept, the version is whole again, and no byte is asked for."""
     shutil.rmtree(source)
     if down:

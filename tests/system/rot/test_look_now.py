@@ -165,7 +165,7 @@ def test_what_a_gate_refuses_is_put_right_at_once(
     lasting: DaemonProcess, tmp_path: Path, fault: Callable[[DaemonProcess], None]
 ) -> None:
     """Whatever a gate in mode `record` refuses, of files, records, manifest or name: the daemon looks at it at once,
-    the same gate opens with the right bytes, and the next one opens without asking anybody."""
+    the same gate opens with the right bytes, and the next one opens without asking the daemon."""
     gates = Gates(lasting.layout.public, tmp_path)
     fault(lasting)
     gate = gates.start_bare(*GATE)
@@ -227,7 +227,7 @@ def test_without_its_source_wrong_bytes_are_withdrawn_and_waited_for(
 
 def test_a_doubt_of_right_bytes_is_hashed_once(daemon: DaemonProcess) -> None:
     """A reader that doubts for ever what is right, as a hostile pod may, has it hashed once and then not for a minute;
-    other doubts are answered meanwhile."""
+    other doubts are answered in that time."""
     snapshot = daemon.layout.public.snapshot(daemon.digest(V1))
     for _ in range(3):
         doubt = Doubt(daemon.layout.public, snapshot)
@@ -235,7 +235,7 @@ def test_a_doubt_of_right_bytes_is_hashed_once(daemon: DaemonProcess) -> None:
         doubt.close()
     hostile = Doubt(daemon.layout.public, snapshot)  # on the record as it is now
     assert daemon.log().count("hashing it again now") == 1
-    _touch(daemon)  # what anybody can see is no claim
+    _touch(daemon)  # what every reader can see is no claim
     daemon.wait(lambda: daemon.log().count("hashing it again now") == 2, "the second hash")
     hostile.close()
 

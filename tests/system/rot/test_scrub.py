@@ -56,7 +56,7 @@ def test_a_flipped_bit_is_found_and_mended(daemon: DaemonProcess, source: Path) 
 
 
 def test_a_lost_file_is_found_and_mended(daemon: DaemonProcess, source: Path) -> None:
-    """A blob, or a file of a snapshot, that somebody removed or replaced is fetched again."""
+    """A blob, or a file of a snapshot, that a person removed or replaced is fetched again."""
     publish_files(source, {"gone.bin": BAD, "good.bin": GOOD})
     daemon.write_catalog({"tiny": prefetched(f"file://{source}")})
     daemon.start()

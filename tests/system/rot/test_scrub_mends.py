@@ -1,4 +1,4 @@
-"""What happens to a version that rotted, and to whoever wants it meanwhile."""
+"""What happens to a version that rotted, and to the pods that want it then."""
 
 from __future__ import annotations
 

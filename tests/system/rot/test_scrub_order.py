@@ -1,4 +1,4 @@
-"""How the scrub goes about it: oldest first, within its rate, behind everybody else, and on from where it was."""
+"""How the scrub goes about it: oldest first, within its rate, behind all other work, and on from where it was."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_an_interrupted_scrub_goes_on_where_it_was(daemon: DaemonProcess, source
 
 
 def test_the_scrub_keeps_to_its_rate_at_idle_priority(daemon: DaemonProcess, source: Path) -> None:
-    """Over a window the scrub hashes no more than its rate allows, in a thread that yields to everybody."""
+    """Over a window the scrub hashes no more than its rate allows, in a thread that yields to all others."""
     write_files(source, {"a.bin": LARGE})
     daemon.write_catalog({"tiny": prefetched(f"file://{source}")})
     daemon.start("--scrub-rate", "2MiB/s", "--scrub-period", "1s")
@@ -102,14 +102,14 @@ def _nice(pid: int) -> dict[int, int]:
     """The nice value of each thread: the 19th field of its stat file, proc(5)."""
     values = {}
     for thread in os.listdir(f"/proc/{pid}/task"):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it ended since
             fields = Path(f"/proc/{pid}/task/{thread}/stat").read_text().rpartition(")")[2].split()
             values[int(thread)] = int(fields[16])
     return values
 
 
 def test_the_scrub_waits_while_bytes_are_fetched(daemon: DaemonProcess, source: Path) -> None:
-    """While a blob is on its way nothing is hashed again; once nobody fetches any more the scrub begins."""
+    """While a blob is on its way nothing is hashed again; once nothing fetches any more the scrub begins."""
     write_files(source / "a", {"a.bin": SMALL})
     write_files(source / "b", {"b.bin": LARGE})
     here, coming = prefetched(f"file://{source}/a"), prefetched(f"file://{source}/b")

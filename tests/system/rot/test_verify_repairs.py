@@ -61,7 +61,7 @@ def test_wrong_bytes_are_withdrawn_and_fetched_again(daemon: DaemonProcess) -> N
 
 
 def test_a_missing_file_is_put_back(daemon: DaemonProcess, source: Path) -> None:
-    """A file that somebody deleted is told, exit 1, and back at once, though the source is gone. Where the daemon
+    """A file that a person deleted is told, exit 1, and back at once, though the source is gone. Where the daemon
     noticed it by itself a moment before, the command finds less to tell, or nothing."""
     source.rename(source.with_name("away"))
     (daemon.path(V1) / "a.bin").unlink()

@@ -1,4 +1,4 @@
-"""Whoever can write the root forges its records: what a gate still notices."""
+"""A process that can write the root forges its records: what a gate still notices."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]
         yield daemon
 
 
-# The interpreter may lie where only its owner comes: the process starts as it is and becomes somebody else then.
+# The interpreter may lie where only its owner comes: the process starts as it is and becomes another user then.
 BECOME_NOBODY = f"import json, os, socket, sys; os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
 
 

@@ -110,7 +110,7 @@ def test_sealing_needs_no_capability(layout: Layout) -> None:
         user=65532,
         group=65532,
         extra_groups=[],
-        cwd=folder,  # entered as root: the folders above are not everybody's
+        cwd=folder,  # entered as root: the folders above are not open to all
         env={"PYTHONPATH": str(REPOSITORY), "PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,
         text=True,
@@ -119,7 +119,7 @@ def test_sealing_needs_no_capability(layout: Layout) -> None:
 
 
 def test_a_changed_block_is_refused_by_the_kernel(layout: Layout) -> None:
-    """One flipped bit on the disk: its block is read by nobody, every other block still is."""
+    """One flipped bit on the disk: its block is read by no process, every other block still is."""
     blob = _commit(layout, DATA)
     _rot(image_of(layout.root.parent), blob, 2 * 4096 + 17)
     with blob.open("rb", buffering=0) as file:

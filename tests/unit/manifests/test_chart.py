@@ -370,7 +370,7 @@ def test_the_notes_tell_who_must_make_a_key(helm: Helm) -> None:
 
 
 def test_a_change_of_the_admission_keeps_the_key(helm: Helm) -> None:
-    """The Secret of the pool's key is the same object whoever fills it, so that no upgrade deletes a key."""
+    """The Secret of the pool's key is the same object, whatever fills it, so that no upgrade deletes a key."""
     kinds: list[Json] = [{}, {"admission": "policy"}, {"injector": {"certManager": {"enabled": True}}}]
     first, *others = (one(helm.render(values), "Secret", "holdfast-peers") for values in kinds)
     assert others == [first, first]

@@ -83,7 +83,7 @@ class Vitals:
         return text.count(b"\n")
 
     def _statuses(self) -> int:
-        """Status files but for failures: a pull of what left the catalog meanwhile keeps its answer for ten minutes."""
+        """Status files but for failures: a pull of what left the catalog since keeps its answer for ten minutes."""
         count = 0
         for path in self._layout.public.status.glob("*/*.json"):
             with contextlib.suppress(FileNotFoundError):

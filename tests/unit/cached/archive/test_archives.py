@@ -243,7 +243,7 @@ def test_another_digest_than_asked_for_is_refused(
 
 
 def test_many_and_long_pax_headers_stay_out_of_memory(tmp_path: Path) -> None:
-    """Records that nobody reads are dropped: headers of a megabyte each do not add up in memory."""
+    """Records that nothing reads are dropped: headers of a megabyte each do not add up in memory."""
     value = b"x" * 1_000_000
     length = len("1000014 k0000=") + len(value) + len("\n")
     packed = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Standard output and standard error that are closed, full, or that nobody reads; and Ctrl-C."""
+"""Standard output and standard error that are closed, full, or that nothing reads; and Ctrl-C."""
 
 from __future__ import annotations
 

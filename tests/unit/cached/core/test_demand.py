@@ -65,7 +65,7 @@ def test_a_want_carries_all_it_takes_to_fetch(catalog: Catalog) -> None:
 
 
 def test_many_reasons_make_one_want_at_the_soonest_priority(catalog: Catalog) -> None:
-    """Whoever asks for one version shares one want, as soon as the most urgent of them needs it."""
+    """All who ask for one version share one want, as soon as the most urgent of them needs it."""
     ref = ModelRef("everywhere", "v1")
     priorities = []
     for pods, pulls in (([], []), ([], [pull("everywhere@v1")] * 2), ([pod("p", "everywhere@v1")], [pull(str(ref))])):
@@ -143,7 +143,7 @@ def test_the_catalogs_digest_is_the_pin(catalog: Catalog) -> None:
 
 
 def test_a_pin_against_the_catalog_is_refused_with_both_digests(catalog: Catalog) -> None:
-    """Where everybody who asks pins another digest than the catalog's, nothing is fetched and both are named."""
+    """Where all who ask pin another digest than the catalog's, nothing is fetched and both are named."""
     demand = compute_demand(catalog, [pod("p", "pinned@v1", B)], [pull("pinned@v1", B)], {}, {})
     error = demand.refused[ModelRef("pinned", "v1")]
     assert isinstance(error, DigestMismatch)

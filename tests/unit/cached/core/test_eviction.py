@@ -69,7 +69,7 @@ def test_in_use_wanted_and_kept_stay() -> None:
 
 
 def test_only_what_is_just_prefetched_yields_to_pods() -> None:
-    """A prefetched version goes for a pod, unless somebody uses, wants or keeps it too."""
+    """A prefetched version goes for a pod, unless a reader uses, wants or keeps it too."""
     fetched = replace(holding("a", 1, x=10), prefetched=True)
     assert fetched.evictable_for_pod
     assert not holding("a", 1, x=10).evictable_for_pod

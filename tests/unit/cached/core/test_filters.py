@@ -154,7 +154,7 @@ def test_a_problem_is_raised_only_where_its_file_is_chosen() -> None:
 
 
 def test_what_may_be_a_folder_is_not_passed_over_where_a_pattern_goes_into_it() -> None:
-    """A dangling link that a pattern names as a folder fails the version: nobody knows what would lie there."""
+    """A dangling link that a pattern names as a folder fails the version: what would lie there is not known."""
     problem = Permanent("bad_file", "a dangling link", "mend it")
     found = Listing((*listing(*WEIGHTS).files, RemoteFile("onnx", "", None, problem=problem)), "here")
     assert refusal(found, ("*.json", "onnx/")) is problem

@@ -91,7 +91,7 @@ def lacking(*wants: Want, size: int, files: int = 0, **changes: Any) -> Everythi
 
 
 def test_nothing_wanted_nothing_done() -> None:
-    """Without wants, and without pressure, what is held stays though nobody wants it."""
+    """Without wants, and without pressure, what is held stays though nothing wants it."""
     assert plan(situation(demand())) == ()
     assert plan(situation(demand(), inventory=[held("old")])) == ()
 
@@ -117,7 +117,8 @@ def test_a_held_version_meets_its_want(pin: Digest | None) -> None:
 
 @pytest.mark.parametrize("change", [{"source": "s3://other"}, {"include": ("*",)}, {"exclude": ("x",)}])
 def test_what_was_fetched_for_something_else_is_fetched_again(change: dict[str, Any]) -> None:
-    """Where source or filters changed since, what is held does not meet an unpinned want; nor where nobody knows."""
+    """Where source or filters changed since, what is held does not meet an unpinned want; nor where that is
+    unknown."""
     wanted, before = want("m", **change), want("m").request
     assert plan(situation(demand(wanted), inventory=[held("m", A, request=before)])) == (StartFetch(wanted),)
     assert plan(situation(demand(wanted), inventory=[held("m", A, request=None)])) == (StartFetch(wanted),)
@@ -139,7 +140,7 @@ def test_another_digest_than_the_pin_is_fetched_again() -> None:
 
 
 def test_a_fetch_under_way_is_not_started_again() -> None:
-    """A want that is being fetched gives no step, whoever else asks for it meanwhile."""
+    """A want that is being fetched gives no step, also where others ask for it."""
     wanted = want("m")
     flying = {wanted.ref: replace(wanted, reasons=("pull",))}
     assert plan(situation(demand(wanted), fetching=flying)) == ()
@@ -192,7 +193,7 @@ def test_a_refusal_is_told_once() -> None:
 
 
 def test_a_failure_is_forgotten_with_its_want() -> None:
-    """A failure or refusal that nobody asks about any more, or that is met by what is held, is forgotten."""
+    """A failure or refusal that no want is about any more, or that is met by what is held, is forgotten."""
     ref = ModelRef("m", "v1")
     for settled in (want("m"), UNKNOWN):
         assert plan(situation(demand(), failed={ref: settled})) == (Forget(ref),)
@@ -201,7 +202,7 @@ def test_a_failure_is_forgotten_with_its_want() -> None:
 
 
 def test_pressure_evicts_the_unwanted() -> None:
-    """Above the high watermark, versions that nobody wants go, least recently used first, down to the low one."""
+    """Above the high watermark, versions that nothing wants go, least recently used first, down to the low one."""
     inventory = [held("old", last_used=1.0), held("older", last_used=0.0), held("new", last_used=2.0)]
     assert plan(situation(demand(), inventory=inventory, space=FULL)) == (
         Evict(ModelRef("older", "v1"), A, "watermark"),
@@ -210,7 +211,7 @@ def test_pressure_evicts_the_unwanted() -> None:
 
 
 def test_what_is_asked_for_is_never_evicted() -> None:
-    """Neither what is wanted, nor what is in use or kept, nor what somebody asks for in vain is evicted."""
+    """Neither what is wanted, nor what is in use or kept, nor what a client asks for in vain is evicted."""
     inventory = [
         held("wanted"),
         held("refused"),
@@ -234,8 +235,8 @@ def test_a_waiting_fetch_evicts_for_its_space() -> None:
 
 
 def test_space_that_cannot_be_made_evicts_nothing() -> None:
-    """Where evicting everything would still not make enough space, the cache is not emptied in vain, and nobody has to
-    wait for that."""
+    """Where evicting everything would still not make enough space, the cache is not emptied in vain, and no fetch has
+    to wait for that."""
     half = replace(EMPTY, used=60, free=40)
     inventory = [held("old", size=30), held("used", size=30, in_use=True)]
     assert plan(lacking(want("m"), inventory=inventory, space=half, size=90)) == (AllowOthers(want("m").ref),)
@@ -254,7 +255,7 @@ def test_who_needs_less_is_not_kept_waiting_in_vain() -> None:
 
 
 def test_prefetched_versions_yield_to_pods_alone() -> None:
-    """A prefetched version that nobody uses goes for a pod that waits, after all that nobody wants; for a pull or
+    """A prefetched version that no pod uses goes for a pod that waits, after all that nothing wants; for a pull or
     another prefetch it stays."""
     fetched = want("fetched", Priority.PREFETCH)
     inventory = [held("fetched", size=50), held("old", size=10, last_used=9.0)]
@@ -271,8 +272,8 @@ def test_prefetched_versions_yield_to_pods_alone() -> None:
 
 
 def test_a_prefetch_under_way_gives_way_to_a_pod() -> None:
-    """What less urgent fetches have reserved goes to one that is short, the latest first, after what nobody wants; what
-    waits at the same priority gives way to who asked first."""
+    """What less urgent fetches have reserved goes to one that is short, the latest first, after what nothing wants;
+    what waits at the same priority gives way to who asked first."""
     pod, first, second = want("pod"), want("a", Priority.PREFETCH), want("b", Priority.PREFETCH)
     stakes = {
         pod.ref: FetchSpace({}, {}, {}),

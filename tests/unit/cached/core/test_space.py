@@ -194,7 +194,7 @@ def test_a_reservation_grows_while_there_is_room() -> None:
 
 
 def test_accounts_that_make_no_sense_are_refused() -> None:
-    """Nobody counts less than nothing, reserves the same blob twice, or grows what was given back."""
+    """No caller counts less than nothing, reserves the same blob twice, or grows what was given back."""
     ledger = Ledger(100, Disk(1000))
     for count in (ledger.count_blob, ledger.count_partial, ledger.count_quarantined):
         with pytest.raises(ValueError, match="-1 bytes"):
@@ -210,7 +210,7 @@ def test_accounts_that_make_no_sense_are_refused() -> None:
 
 
 def test_a_recount_corrects_what_nobody_said() -> None:
-    """Whatever somebody else did to the disk is in the account after a recount; what was counted meanwhile stays."""
+    """What another program did to the disk is in the account after a recount; what was counted during it stays."""
     ledger = Ledger(None, Disk(1000))
     ledger.count_all(OnDisk({"deleted": 10, "cut": 20, "same": 5}, {"partial": 7}, {"bad": 3}))
     with ledger.begin_recount() as correct:

@@ -581,7 +581,7 @@ def test_a_verdict_is_looked_at_again_ever_more_rarely(node: Node) -> None:
 
 
 def test_what_was_called_off_can_be_started_again(node: Node) -> None:
-    """A fetch that nobody wants any more is called off, and starts anew once it has come down and is wanted again."""
+    """A fetch that nothing wants any more is called off, and starts anew once it has come down and is wanted again."""
     node.use_catalog({A})
     node.refresh()
     node.use_catalog(set())

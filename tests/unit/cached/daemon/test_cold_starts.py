@@ -130,7 +130,7 @@ def test_each_pod_has_the_steps_that_it_waited_for() -> None:
 
 
 def test_steps_are_kept_while_they_may_be_asked_for() -> None:
-    """Of a version that is fetched and fails for ever only the last steps are kept, and none that nobody waits for."""
+    """Of a version that is fetched and fails for ever only the last steps are kept, and none without a waiting pod."""
     node = _Node()
     node.look()
     node.set(State.FETCHING, A, B)

@@ -200,7 +200,7 @@ class Recorder:
 
 
 class Uncounted:
-    """Metrics of a server that nobody reads."""
+    """Metrics of a server that nothing reads."""
 
     def sent(self, size: int) -> None:
         pass

@@ -188,7 +188,7 @@ def test_a_disk_that_refuses_the_last_step(
 
 
 def test_an_unknown_digest_is_noted(tmp_path: Path, origin: HostileOrigin) -> None:
-    """A file whose digest nobody promised leaves a note of what it became, and the next start takes its word."""
+    """A file whose digest no source promised leaves a note of what it became, and the next start takes its word."""
     data = noise()[:5000]
     origin.put("/f", data, etag='"v1"')
     with open_engine(tmp_path / "root", 1) as engine:

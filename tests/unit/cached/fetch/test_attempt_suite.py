@@ -132,7 +132,7 @@ def test_other_bytes_than_promised_are_never_committed(case: Case, promise: str)
 
 
 def test_a_promised_git_id_is_checked(case: Case) -> None:
-    """A blob of Git's id is committed under its sha256, which nobody promised, and that is noted durably."""
+    """A blob of Git's id is committed under its sha256, which no source promised, and that is noted durably."""
     oid = hashlib.sha1(b"blob %d\0" % len(DATA) + DATA).hexdigest()
     spec = spec_with(DATA, sha256=None, git_oid=oid)
     attempt = case.begin(spec)
@@ -160,7 +160,7 @@ def test_a_promised_sum_is_checked(case: Case, algorithm: Algorithm) -> None:
 
 @pytest.mark.parametrize("received", [0, HALF])
 def test_a_failure_is_the_outcome_once_nobody_is_inside(case: Case, received: int) -> None:
-    """A failed attempt gives out nothing, calls off whoever receives, and tells its first error when they have left."""
+    """A failed attempt gives out nothing, calls off its receivers, and tells its first error when they have left."""
     attempt = case.begin(spec_of())
     assert attempt.take_segment() is not None
     if received:
@@ -220,7 +220,7 @@ def test_what_has_bytes_already_becomes_no_stream(case: Case) -> None:
 
 
 def test_a_blob_that_is_there_is_not_made_anew(case: Case) -> None:
-    """A second attempt at what was committed meanwhile comes to the same blob, and says that it was there."""
+    """A second attempt at what was committed since comes to the same blob, and says that it was there."""
     outcomes = []
     for attempt in [case.begin(spec_with(DATA, sha256=None, name=name)) for name in ("a", "b")]:
         case.fetch(attempt)

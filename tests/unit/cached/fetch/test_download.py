@@ -143,7 +143,7 @@ def test_refusals_are_permanent(tmp_path: Path, origin: HostileOrigin, status: i
 
 
 def test_a_wrong_digest_is_fetched_once_more(tmp_path: Path, origin: HostileOrigin) -> None:
-    """Wrong bytes are deleted and fetched again from the start; right the second time, nobody fails."""
+    """Wrong bytes are deleted and fetched again from the start; right the second time, no version fails."""
     data = noise()
     origin.put("/f", data, etag='"v1"')
     origin.script("/f", *[FlipBit(41 * MIB)] * 3)
@@ -371,7 +371,7 @@ def test_cancel_wakes_a_flight_that_waits(tmp_path: Path, origin: HostileOrigin)
 
 
 def test_a_local_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
-    """A file written to between its first and its last byte is noticed, though nobody promised its digest."""
+    """A file written to between its first and its last byte is noticed, though no source promised its digest."""
     path = tmp_path / "file"
     path.write_bytes(noise()[: 20 * MIB])
     with open_engine(tmp_path / "root", 1) as engine:

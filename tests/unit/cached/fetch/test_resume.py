@@ -135,7 +135,7 @@ def test_a_record_that_does_not_fit_is_not_trusted(tmp_path: Path, origin: Hosti
 
 
 def test_a_resumed_fetch_of_an_origin_without_ranges(tmp_path: Path, origin: HostileOrigin) -> None:
-    """An origin that has lost its ranges meanwhile is read from the start; the recorded bytes are given up."""
+    """An origin that has lost its ranges since is read from the start; the recorded bytes are given up."""
     data = noise()
     spec, url = spec_of(data), origin.put("/f", data, etag='"v1"')
     assert _stop_midway(tmp_path / "root", url, spec, 50 * MIB)

@@ -1,4 +1,4 @@
-"""Origins without ranges, and objects whose length nobody says: one stream, from the start, and right."""
+"""Origins without ranges, and objects whose length no server says: one stream, from the start, and right."""
 
 from __future__ import annotations
 

@@ -192,7 +192,7 @@ def test_a_peer_that_fails_is_no_fault_of_the_source(
 
 
 def test_a_peer_that_is_gone_is_left(tmp_path: Path, source: HostileOrigin) -> None:
-    """A port where nobody listens costs one try, and the origin sends the blob."""
+    """A port where nothing listens costs one try, and the origin sends the blob."""
     with ExitStack() as stack:
         peer = serve_pieces(stack)
         url = peer.url("/p")

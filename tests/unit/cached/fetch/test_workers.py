@@ -130,7 +130,7 @@ def test_priority_may_change_under_way(tmp_path: Path, origin: HostileOrigin) ->
 
 
 def test_a_host_gets_its_share_only(tmp_path: Path, origin: HostileOrigin) -> None:
-    """No more than `per_origin` connections go to one host at once; another host gets its own meanwhile."""
+    """No more than `per_origin` connections go to one host at once; another host gets its own at the same time."""
     lock, now, most = threading.Lock(), [0], [0]
 
     class Counting(Hold):

@@ -19,7 +19,7 @@ from tests.support.fake_api import FakeApi
 
 
 class Asking(Certificates):
-    """For a server that lets nobody in without a client certificate."""
+    """For a server that lets no client in without a client certificate."""
 
     def server_context(self) -> ssl.SSLContext:
         context = super().server_context()

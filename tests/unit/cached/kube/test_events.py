@@ -1,4 +1,4 @@
-"""Events: said without waiting, merged, limited, and never a failure of whoever says them."""
+"""Events: said without waiting, merged, limited, and never a failure of their sender."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ async def test_what_is_published_is_labelled(api: FakeApi, client: KubeClient, r
 
 
 async def test_at_start_labels_are_reconciled(api: FakeApi, client: KubeClient, running: Any, until: Any) -> None:
-    """Labels of snapshots that are gone go, wrong values are corrected, and nobody else's label is touched."""
+    """Labels of snapshots that are gone go, wrong values are corrected, and no other's label is touched."""
     make(api, {label(A): "ready", label(B): "broken", "other/x": "1"})
     report = NodeReport(client, "node1", QUICK)
     async with running(report.run(nobody)):
@@ -70,7 +70,7 @@ async def test_at_start_labels_are_reconciled(api: FakeApi, client: KubeClient, 
 async def test_a_node_that_mounts_volumes_is_labelled(
     api: FakeApi, client: KubeClient, running: Any, until: Any
 ) -> None:
-    """The label of a node that mounts volumes is nobody's snapshot: publications leave it alone, and its removal is
+    """The label of a node that mounts volumes is no snapshot's: publications leave it alone, and its removal is
     waited for. One that a killed daemon left goes at the next start."""
     make(api, {CSI_LABEL: "ready"})
     report = NodeReport(client, "node1", QUICK)
@@ -180,7 +180,7 @@ async def test_a_refused_patch_is_tried_again(api: FakeApi, client: KubeClient, 
 async def test_labels_that_somebody_removed_come_back(
     api: FakeApi, client: KubeClient, running: Any, until: Any
 ) -> None:
-    """Every look at the node compares; what other labels it has is told to whoever selects by them."""
+    """Every look at the node compares; what other labels it has is told to the parts that select by them."""
     make(api)
     changes: list[int] = []
     report = NodeReport(client, "node1", replace(QUICK, refresh_s=0.02))

@@ -202,7 +202,7 @@ async def test_a_watch_that_ends_goes_on_where_it_was(
         await until(lambda: len(watches(api)) == 2, "a watch that does not stand")
         api.delete(f"{PODS}/p")
         api.drop_hanging()
-        await until(lambda: not seen.wants(), "the change made meanwhile")
+        await until(lambda: not seen.wants(), "the change made since")
         assert len(lists(api)) == 1
         assert {query["resourceVersion"] for query in watches(api)[1:]} == {last}
 

@@ -93,7 +93,7 @@ async def test_the_pods_of_now_are_listed_while_it_runs(case: Case) -> None:
 
 
 async def test_a_snapshot_may_be_withdrawn_whether_it_was_told_or_not(case: Case) -> None:
-    """A deletion is let through, once for each time it is wrapped, also of what nobody was told of."""
+    """A deletion is let through, once for each time it is wrapped, also of what no part was told of."""
     async with case.running(), asyncio.timeout(100):
         await case.until_synced()
         for published in (frozenset[Digest](), frozenset({DIGEST}), frozenset({DIGEST})):

@@ -1,4 +1,4 @@
-"""The ledger follows what people do to the store, and a store that nobody touches is not read file by file."""
+"""The ledger follows what people do to the store, and a store that nothing touches is not read file by file."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_a_blob_that_comes_or_goes_is_counted(store: Store) -> None:
 
 def test_partial_blobs_and_the_quarantine_are_always_counted(store: Store) -> None:
     """What changes without a change of its folder is looked at each time."""
-    partial = store.layout.ingest / "somebody"
+    partial = store.layout.ingest / "partial-of-others"
     partial.mkdir()
     (partial / "data").write_bytes(bytes(100_000))
     (store.layout.quarantine / SHA256S[0]).write_bytes(bytes(1000))

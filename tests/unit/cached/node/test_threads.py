@@ -52,7 +52,7 @@ async def test_a_cancelled_step_ends_before_its_caller(kind: str) -> None:
 
 
 async def test_a_cancelled_step_that_fails_stays_cancelled() -> None:
-    """A failure is no reason to go on for a caller that was cancelled meanwhile."""
+    """A failure is no reason to go on for a caller that was cancelled since."""
     blocking = Blocking(1)
     with _held_up(_fail) as (step, begun, may_end):
         caller = asyncio.ensure_future(blocking.finish(step))

@@ -58,7 +58,7 @@ def test_a_piece_is_asked_of_one_place_at_a_time() -> None:
 
 
 def test_a_peer_is_asked_only_for_what_can_be_checked() -> None:
-    """A piece whose digest nobody has told is not asked of a peer."""
+    """A piece whose digest no node has told is not asked of a peer."""
     swarm = make_swarm()
     answer(swarm, neighbours=(P[1],), digests=(PieceDigest(5, "5" * 64),), since=1)
     swarm.heard(P[1], ALL, Load(), 0.0)
@@ -315,7 +315,7 @@ def test_another_tracker_is_told_what_the_node_vouches_for() -> None:
 
 
 def test_what_no_tracker_heard_is_said_again() -> None:
-    """Digests of an announce that nobody answered are in the next one."""
+    """Digests of an announce that no tracker answered are in the next one."""
     swarm = make_swarm()
     swarm.vouch(7, "7" * 64)
     swarm.announce_failed(swarm.make_announce(ALL, 1.0))
@@ -335,7 +335,7 @@ def test_neighbours_that_give_little_are_replaced() -> None:
 
 
 def test_a_node_that_has_all_asks_for_nothing() -> None:
-    """A complete node is a seed: it has no neighbours, wants nothing, and polls nobody."""
+    """A complete node is a seed: it has no neighbours, wants nothing, and polls no node."""
     swarm = make_swarm(have=ALL)
     assert swarm.is_complete
     said = swarm.make_announce(ALL, 1.0)

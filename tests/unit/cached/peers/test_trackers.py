@@ -54,7 +54,7 @@ def test_a_node_that_announces_as_agreed_is_never_refused() -> None:
 
 
 def test_versions_are_bounded_and_forgotten() -> None:
-    """Past the limit of versions no other is begun; when nobody announces them they are forgotten."""
+    """Past the limit of versions no other is begun; when no node announces them they are forgotten."""
     trackers = Trackers(random.Random(1))
     for n in range(MAX_VERSIONS):
         trackers.announce(f"10.0.{n % 250}.1:{1 + n}", replace(ANNOUNCE, version=f"{n:064x}", blobs=()), 0.0)

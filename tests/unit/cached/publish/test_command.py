@@ -321,7 +321,7 @@ def test_s3_an_interrupted_publish_goes_on(moto: S3Server, model: Path) -> None:
     client = moto.client()
     for key in ("m/holdfast.json", "m/config.json"):
         client.delete_object(Bucket=bucket, Key=key)
-    client.put_object(Bucket=bucket, Key="m/näme.txt", Body=b"?")  # as long as the right one, vouched for by nobody
+    client.put_object(Bucket=bucket, Key="m/näme.txt", Body=b"?")  # as long as the right one, vouched for by no source
     ended = replace(Mark.new(Digest.of(b"")), ended=True)
     client.put_object(Bucket=bucket, Key="m/.holdfast/publishing", Body=ended.encode())
     facts = published(model, uri, env=env)

@@ -225,7 +225,7 @@ async def test_a_manifest_of_one_that_lost_the_mark_is_taken_away() -> None:
 
 
 async def test_a_mark_that_is_lost_after_the_manifest_leaves_the_manifest() -> None:
-    """Whoever has the mark by then has seen the manifest, or will; the files are still those that it lists."""
+    """A publisher that has the mark by then has seen the manifest, or will; the files are still those that it lists."""
     destination = Recorder({})
 
     def lose() -> None:
@@ -239,7 +239,7 @@ async def test_a_mark_that_is_lost_after_the_manifest_leaves_the_manifest() -> N
 
 
 async def test_a_publisher_shows_that_it_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While a file is long on its way the mark is kept, and a mark that is lost meanwhile ends the upload."""
+    """While a file is long on its way the mark is kept, and a mark that is lost in that time ends the upload."""
     monkeypatch.setattr("cached.publish.plan.BEAT_S", 0.01)
     destination = Recorder({})
     waited: list[bool] = []

@@ -97,7 +97,7 @@ def test_a_set_of_shards_that_is_not_whole_is_refused(tmp_path: Path, files: dic
     ids=["an index that outlived its shards", "no tensor", "a text about pointers", "a page that is one"],
 )
 def test_what_only_looks_odd_is_published(tmp_path: Path, files: dict[str, bytes]) -> None:
-    """What is not certainly wrong is nobody's business here."""
+    """What is not certainly wrong is no finding."""
     assert published(write(tmp_path / "model", files), tmp_path / "out")["files"] == len(files)
 
 

@@ -43,7 +43,7 @@ async def test_conforms(
 
 
 def test_a_place_refuses_known_cases_only() -> None:
-    """A case that is refused exists: none is left out under a name that nobody runs."""
+    """A case that is refused exists: none is left out under a name that no suite runs."""
     for kind in (Folder, Web, Moto, Rclone, Hub):
         assert set(kind.refused) <= set(CASES)
         assert all(kind.refused.values())

@@ -72,7 +72,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fix
 
 def opened(uri: str) -> Source:
     client = HttpClient(HttpSettings())
-    client.close()  # opening contacts nobody
+    client.close()  # opening contacts no service
     return open_source(uri, client)
 
 
@@ -91,7 +91,7 @@ async def test_an_entry_point_adds_a_scheme(install: Install) -> None:
     assert (source.kind, source.display) == ("shelf", "shelf://m/v1")
     assert [file.path for file in (await source.resolve()).files] == ["f"]
     assert await source.locate(RemoteFile("f", "/f", 1, "v")) == LocalTarget(Path("/f"), "v")
-    await source.aclose()  # what it raises concerns nobody
+    await source.aclose()  # what it raises concerns no caller
 
 
 @pytest.mark.parametrize("scheme", ["s3", "hf", "http", "https", "file"])

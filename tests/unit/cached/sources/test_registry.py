@@ -14,7 +14,7 @@ from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
 
 NO_CLIENT = HttpClient(HttpSettings())
-NO_CLIENT.close()  # opening contacts nobody
+NO_CLIENT.close()  # opening contacts no service
 
 
 @pytest.mark.parametrize(

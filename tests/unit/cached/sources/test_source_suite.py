@@ -299,7 +299,7 @@ async def test_what_is_nowhere_is_not_found(place: Place, client: HttpClient) ->
 async def test_a_name_that_no_version_may_have_is_refused_where_it_is_chosen(
     place: Place, client: HttpClient, other: str
 ) -> None:
-    """A bad name, or one that differs only in case, is `bad_name` by name; left out by the filters it harms nobody."""
+    """A bad name, or one that differs only in case, is `bad_name`; left out by the filters it harms no other."""
     if other in place.no_names:
         pytest.skip(f"{other!r} is another name there")
     place.put({"w.bin": b"abc", other: b"x"})

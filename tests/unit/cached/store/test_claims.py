@@ -45,7 +45,7 @@ def test_what_nobody_promised_is_kept_by_its_note(layout: Layout) -> None:
 
 
 def test_who_looks_after_settling_sees_what_stays(layout: Layout) -> None:
-    """However a claim and a deletion meet: what whoever claimed finds after `settle` is there for good."""
+    """However a claim and a deletion meet: what the claimant finds after `settle` is there for good."""
     claims, start = no_claims(layout), Barrier(2)
     kept = gone = 0
 

@@ -1,4 +1,4 @@
-"""What is taken away is gone whole; what somebody uses, needs or shares stays."""
+"""What is taken away is gone whole; what a reader uses, needs or shares stays."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_eviction_gives_back_what_is_not_shared(layout: Layout) -> None:
 
 @pytest.mark.parametrize("now", [b"", b"mine" * 1000])
 def test_what_is_given_back_is_what_was_counted(layout: Layout, now: bytes) -> None:
-    """A blob whose file somebody cut or grew gives back what it was committed with: the account holds no other sum."""
+    """A blob whose file a person cut or grew gives back what it was committed with: the account holds no other sum."""
     one = publish(layout, ONE, FILES)
     blob = layout.blob(_sha(MINE))
     blob.chmod(0o644)
@@ -56,7 +56,7 @@ def test_what_is_given_back_is_what_was_counted(layout: Layout, now: bytes) -> N
 
 
 def test_a_lease_keeps_a_version(layout: Layout) -> None:
-    """While somebody holds its lease, nothing of a version is touched."""
+    """While a process holds its lease, nothing of a version is touched."""
     digest = publish(layout, ONE, FILES)
     before = tree(layout.public.path)
     lease = take_shared(layout.public.snapshot(digest).lease)
@@ -115,7 +115,7 @@ def test_unnamed_snapshots_go(layout: Layout) -> None:
 
 
 def test_a_sweep(layout: Layout) -> None:
-    """What nothing links, nobody fetches, or is in quarantine goes; what is needed or busy stays."""
+    """What nothing links, nothing fetches, or is in quarantine goes; what is needed or busy stays."""
     publish(layout, ONE, {"mine": MINE})
     loose, needed = add_blob(layout, SHARED), add_blob(layout, YOURS)
     add_blob(layout, b"bad")

@@ -256,7 +256,7 @@ def test_a_partial_blob_that_is_committed_too_is_none(layout: Layout, is_noted: 
 
 
 def test_a_noted_blob_is_counted_as_committed(layout: Layout) -> None:
-    """A file of unknown digest that a crash kept from its place is a blob by the time anybody counts bytes."""
+    """A file of unknown digest that a crash kept from its place is a blob before bytes are counted."""
     sha256, key = hashlib.sha256(b"whole").hexdigest(), ingest.IngestKey("c" * 64, "v1", 5)
     made = ingest.Ingest(layout.ingest / key.id, key)
     made.write(aligned(b"whole"), 5, 0)

@@ -25,7 +25,7 @@ FILES = {"config.json": b"{}", "weights/a.safetensors": b"a" * 9000, "weights/de
 
 
 def test_a_blob_that_was_taken_away_is_fetched_again(layout: Layout) -> None:
-    """Publishing without one of its blobs (the scrub took it away meanwhile) publishes nothing, and is tried again."""
+    """Publishing without one of its blobs (the scrub took it away since) publishes nothing, and is tried again."""
     sha256 = add_blob(layout, b"a")
     with pytest.raises(Transient) as caught:
         snapshots.publish(layout, manifest_of({"a": b"a", "b": b"b"}), VERIFIED_AT)
@@ -131,7 +131,7 @@ def test_the_name_is_a_relative_symlink(layout: Layout, tmp_path: Path) -> None:
 
 
 def test_the_name_moves_atomically(layout: Layout) -> None:
-    """Whoever resolves the name while it moves finds the old snapshot or the new one, never nothing."""
+    """A reader that resolves the name while it moves finds the old snapshot or the new one, never nothing."""
     one, two = publish(layout, REF, FILES), publish(layout, ModelRef("x", "1"), {"other": b"two"})
     link, seen, stop = layout.public.model_link(REF), set(), threading.Event()
 
@@ -164,7 +164,7 @@ def test_the_name_goes_alone(layout: Layout) -> None:
 
 
 def test_trash_is_out_of_sight(layout: Layout) -> None:
-    """A snapshot in the trash is under no public name, and a file that somebody has open can still be read."""
+    """A snapshot in the trash is under no public name, and a file that a process has open can still be read."""
     digest = publish(layout, REF, FILES)
     with (layout.public.snapshot(digest).path / "config.json").open("rb") as open_file:
         path = snapshots.trash(layout, digest)
@@ -178,7 +178,7 @@ def test_trash_is_out_of_sight(layout: Layout) -> None:
 
 
 def test_the_record_is_replaced_under_a_lease(layout: Layout) -> None:
-    """The verified record can be renewed while somebody uses the snapshot; the lease stays theirs."""
+    """The verified record can be renewed while a reader uses the snapshot; the lease stays theirs."""
     snapshot = layout.public.snapshot(publish(layout, REF, FILES))
     lease = take_shared(snapshot.lease)
     assert lease is not None

@@ -66,7 +66,7 @@ def test_tls_is_as_strict_about_bodies(make_client: MakeClient, tls_origin: Host
 
 
 def test_an_unknown_authority_is_refused(client: HttpClient, tls_origin: HostileOrigin) -> None:
-    """A certificate that nobody vouches for ends it for good, and the message names the host and what to do."""
+    """A certificate that no authority vouches for ends it for good, and the message names the host and what to do."""
     error = error_of(client, tls_origin.url("/model.bin?secret"))
     assert isinstance(error, Permanent)
     assert error.code == "tls_verification"
@@ -108,7 +108,7 @@ def test_tls_to_a_plain_server_is_a_connect_error(client: HttpClient, origin: Ho
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
 def test_a_refused_connection(client: HttpClient, host: str) -> None:
-    """A port on which nobody listens is `connect`, and the message names host and port."""
+    """A port on which nothing listens is `connect`, and the message names host and port."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]

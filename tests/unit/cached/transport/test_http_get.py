@@ -90,7 +90,7 @@ def test_connections_are_reused(client: HttpClient, origin: HostileOrigin, url: 
 
 
 def test_a_body_given_up_closes_its_connection(client: HttpClient, origin: HostileOrigin, url: str) -> None:
-    """The bytes that nobody read never reach the next request."""
+    """The bytes that nothing read never reach the next request."""
     with client.get(HttpTarget(url), 0, None, Cancellation()) as body:
         body.readinto(memoryview(bytearray(100)))
     assert get(client, url, 5, 100) == DATA[5:105]
@@ -273,7 +273,7 @@ def test_threads_share_a_client(client: HttpClient, origin: HostileOrigin, url: 
 
 
 def test_a_flipped_bit_passes(client: HttpClient, origin: HostileOrigin, url: str) -> None:
-    """Wrong bytes are not the wire's to notice: they arrive as sent, for whoever hashes them."""
+    """The transport does not notice wrong bytes: they arrive as sent, and their hash tells."""
     origin.script("/model.bin", FlipBit(1010))
     found = get(client, url, 1000, 50)
     assert [i for i in range(50) if found[i] != DATA[1000 + i]] == [10]

@@ -111,7 +111,7 @@ def test_a_part_of_an_object_is_of_the_objects_task(connect: Connect, cluster: C
 
 
 def test_unknown_content_goes_directly(connect: Connect, cluster: Cluster, origin: HostileOrigin) -> None:
-    """A listing, a POST, and a file whose sha256 nobody knows are never asked of dfdaemon: what it has may be old."""
+    """A listing, a POST, and a file of unknown sha256 are never asked of dfdaemon: what it has may be old."""
     client, url = connect(), origin.put("/a.json", b"{}")
     assert client.fetch(HttpTarget(url), 100, Cancellation()).body == b"{}"
     assert read_all(client.get(HttpTarget(url), 0, None, Cancellation())) == b"{}"
@@ -191,7 +191,7 @@ def test_no_proxy_counts_for_dragonfly_too(
 def test_a_dragonfly_that_is_down_costs_nothing(
     connect: Connect, origin: HostileOrigin, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Where nobody listens at dfdaemon's address, each range comes from the origin, and the log says so once."""
+    """Where nothing listens at dfdaemon's address, each range comes from the origin, and the log says so once."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         client = connect(f"http://127.0.0.1:{unused.getsockname()[1]}")

@@ -66,7 +66,7 @@ def test_the_pieces_join_to_the_whole(make: Callable[[str], Format]) -> None:
 
 
 def test_logprobs_are_told_where_they_were_asked_for(make: Callable[[str], Format]) -> None:
-    """Every token's text and logprob is in the whole and in its piece, and nowhere where nobody asked."""
+    """Every token's text and logprob is in the whole and in its piece, and nowhere where it was not asked for."""
     (first, _) = make("m").whole(ANSWERS, USAGE, logprobs=True)["choices"]
     shown = json.dumps([piece["choices"][0]["logprobs"] for piece in streamed(make("m")) if piece["choices"]])
     for said in (json.dumps(first["logprobs"]), shown):

@@ -214,7 +214,7 @@ def test_a_tokenizer_without_words_is_refused(model: str, request: pytest.Fixtur
 
 
 def test_a_base_encoder_loads_from_a_checkpoint_with_another_head(minilm: Path, tmp_path: Path) -> None:
-    """Names with the base model's prefix are found, a head's are left, and a pooler nobody reads is not missed."""
+    """Names with the base model's prefix are found, a head's are left, and a pooler nothing reads is not missed."""
     plain: Any = transformers.AutoModel.from_pretrained(minilm)
     shutil.copytree(minilm, tmp_path / "m")
     kept = {f"bert.{n}": t for n, t in load_file(minilm / "model.safetensors").items() if "pooler" not in n}

@@ -138,7 +138,7 @@ async def test_the_same_request_gets_the_same_answer(case: Case) -> None:
 
 
 async def test_a_job_that_was_given_up_is_let_go(case: Case) -> None:
-    """A job that nobody waits for, from before its first step or after it, ends soon and blocks nobody."""
+    """A job without a waiting client, from before its first step or after it, ends soon and blocks no other job."""
     room = case.model.room
     early, late, kept = case.job("given up early"), case.job("given up late"), case.job("kept")
     early.cancel()

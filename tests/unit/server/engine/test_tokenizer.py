@@ -100,7 +100,7 @@ def words() -> Tokens:
 
 
 def test_a_text_far_beyond_the_context_is_not_read_to_its_end(words: Tokens) -> None:
-    """It is refused as soon as that is certain, for nobody else's text is read meanwhile."""
+    """It is refused as soon as that is certain, for no other request's text is read until then."""
     with pytest.raises(
         InvalidRequest, match="maximum context length is 100 tokens, the request has more than"
     ) as caught:

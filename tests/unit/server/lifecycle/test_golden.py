@@ -27,7 +27,7 @@ def record(server: ServerProcess, output: Path, *options: str) -> Golden:
 
 @pytest.fixture
 async def doubling() -> AsyncIterator[str]:
-    """User code that doubles a number, and another that nobody can foresee."""
+    """User code that doubles a number, and another that cannot be foreseen."""
     count = 0
 
     async def double(request: web.Request) -> web.Response:
@@ -88,7 +88,7 @@ def test_chance_is_not_recorded(completions_server: ServerProcess, tmp_path: Pat
 
 
 def test_requests_come_from_a_file(completions_server: ServerProcess, tmp_path: Path) -> None:
-    """Any request of the API can be recorded; the model's name is left to whoever serves it."""
+    """Any request of the API can be recorded; the model's name is left to the server."""
     chat = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "temperature": 0, "model": "acme/tiny"}
     line = {"name": "greeting", "path": "/v1/chat/completions", "request": chat}
     (tmp_path / "requests").write_text(f"\n{json.dumps(line)}\n")

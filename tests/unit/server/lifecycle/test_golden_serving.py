@@ -101,7 +101,7 @@ def test_a_server_whose_answers_differ_is_not_ready(recorded: Path, tmp_path: Pa
 
 
 def test_user_code_is_held_to_its_golden_predictions(doubling: Callable[[int], Path], tmp_path: Path) -> None:
-    """`--app` too is not ready while its answers differ, and lets nobody else in meanwhile."""
+    """`--app` too is not ready while its answers differ, and lets no other client in until then."""
     options = ("--app", "doubling_app:make", "--model-path", str(doubling(5)), "--device", "cpu")
     with running(tmp_path / "log", *options, ready=False, python_path=tmp_path) as server:
         eventually(lambda: "two: doubled: expected 5, found 4" in server.get("/readyz")[1], "the reason")

@@ -52,7 +52,7 @@ def test_a_meta_module_gets_its_weights_and_stays_tied(
         assert module.head.weight is module.embed.weight
         assert all(same(module.state_dict()[name], tensor) for name, tensor in state.items())
         assert module.embed.weight.requires_grad
-        assert module.table.is_meta  # in no file: whoever built the module fills it
+        assert module.table.is_meta  # in no file: its builder fills it
 
 
 @pytest.mark.parametrize("strict", [True, False])

@@ -86,7 +86,7 @@ def ranks() -> Iterator[list[Rank]]:
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A file of 13 MB on an ext4 of its own, whose device nobody else reads."""
+    """A file of 13 MB on an ext4 of its own, whose device no other process reads."""
     folder = tmp_path_factory.mktemp("disk") / "ext4"
     with mounted_image(folder, "ext4", 64 << 20):
         yield write(folder / "m.safetensors", RAWS)
@@ -94,7 +94,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @contextmanager
 def disk(path: Path) -> Iterator[list[int]]:
-    """With nothing of the file cached; the bytes that were read from the disk meanwhile, once the block is over."""
+    """With nothing of the file cached; the bytes that were read from the disk in that block, once it is over."""
     os.sync()
     drop(path)
     number = path.stat().st_dev
@@ -148,7 +148,7 @@ def test_ranks_of_a_node_read_each_byte_from_disk_once(
 def test_replicas_that_know_nothing_of_each_other_read_each_byte_once(
     ranks: list[Rank], path: Path, tmp_path: Path
 ) -> None:
-    """While another process holds its lock on the file nobody reads past the page cache, whatever it was told."""
+    """While another process holds its lock on the file nothing reads past the page cache, whatever it was told."""
     outs = [tmp_path / f"rank{rank.number}" for rank in ranks]
     with path.open("rb") as other, disk(path) as read:
         fcntl.flock(other, fcntl.LOCK_SH)

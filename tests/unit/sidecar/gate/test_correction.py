@@ -1,4 +1,4 @@
-"""Gates that wait for a correction of the daemon's refusal, and what their log says of errors meanwhile."""
+"""Gates that wait for a correction of the daemon's refusal, and what their log says of errors until then."""
 
 from __future__ import annotations
 

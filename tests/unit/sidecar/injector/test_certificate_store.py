@@ -148,7 +148,7 @@ async def test_a_new_authority_is_announced_before_it_signs(api: FakeApi, replic
 
 
 async def test_a_bundle_that_was_emptied_comes_back(api: FakeApi, replicas: tuple[Replica, Replica]) -> None:
-    """Whoever applies the manifests again takes the CA away for one step only."""
+    """Applying the manifests again takes the CA away for one step only."""
     await replicas[0].keeper.step()
     webhooks = [{"name": "a.holdfast.dev", "clientConfig": {"service": {}}}]
     api.patch(f"{WEBHOOKS}/injector", {"webhooks": webhooks})
@@ -157,7 +157,7 @@ async def test_a_bundle_that_was_emptied_comes_back(api: FakeApi, replicas: tupl
 
 
 async def test_a_secret_that_was_deleted_comes_back(api: FakeApi, replicas: tuple[Replica, Replica]) -> None:
-    """What is served is put back, so that nobody has to trust anything new."""
+    """What is served is put back, so that no client has to trust anything new."""
     await replicas[0].keeper.step()
     before = stored(api).to_secret()
     api.delete(SECRET)

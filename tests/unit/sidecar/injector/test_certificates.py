@@ -80,7 +80,7 @@ def test_a_new_authority_is_trusted_before_it_signs() -> None:
     moved = next_keys(both, NAMES, now + SPREAD)
     assert moved is not None
     assert moved.certificate != both.certificate and moved.authorities == both.authorities
-    # Whoever knows the bundle of the step before trusts what is served after it, and the other way round.
+    # A client with the bundle of the step before trusts what is served after it, and the other way round.
     assert trusted(both, moved.certificate, now + SPREAD) and trusted(moved, both.certificate, now + SPREAD)
 
 

@@ -148,7 +148,7 @@ def test_where_the_node_is_known_it_decides(spec: Json, expected: bool) -> None:
     ],
 )
 def test_auto_keeps_a_pod_from_nodes_without_the_driver(own: list[Json] | None, expected: list[Json]) -> None:
-    """A volume that nobody asked for requires a node with the driver, in each alternative of the pod's own."""
+    """A volume that the pod did not ask for requires a node with the driver, in each alternative of the pod's own."""
     spec: dict[str, Any] = {} if own is None else {"affinity": {"nodeAffinity": {REQUIRED: {"nodeSelectorTerms": own}}}}
     found = inject(make_pod(ASK, **spec), mode=Mode.AUTO, driver_nodes={"n"}, catalog=PINNED)
     affinity = found["spec"]["affinity"]["nodeAffinity"]

@@ -124,7 +124,7 @@ def test_other_init_containers_come_after_the_gate() -> None:
 
 
 def test_other_sidecars_are_left_alone() -> None:
-    """A native sidecar of somebody else gets neither mount nor variable unless it is named."""
+    """A native sidecar of the pod's own gets neither mount nor variable unless it is named."""
     proxy = {"name": "proxy", "image": "p", "restartPolicy": "Always"}
     assert inject(make_pod(initContainers=[proxy]))["spec"]["initContainers"][1] == proxy
     named = inject(make_pod(ask_more(containers="proxy"), initContainers=[proxy]))
@@ -474,7 +474,7 @@ def test_a_required_affinity_holds_in_every_alternative(own: list[Json] | None, 
 
 
 def test_a_required_affinity_needs_a_digest() -> None:
-    """Where nobody says the digest, required affinity is refused rather than left out."""
+    """Where no server says the digest, required affinity is refused rather than left out."""
     error = refusal(make_pod(ask_more(affinity="required")))
     assert error.code == "digest_unknown" and "acme/tiny@v1" in error.message
 

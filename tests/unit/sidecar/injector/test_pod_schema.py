@@ -17,7 +17,7 @@ GOOD: dict[str, Any] = {
 
 @pytest.mark.parametrize("pod", [GOOD, {}, {"metadata": None, "spec": {"volumes": None}}])
 def test_a_pod_as_the_api_writes_it_passes(pod: dict[str, Any]) -> None:
-    """Absent fields, null and fields that nobody reads are no objection."""
+    """Absent fields, null and fields that nothing reads are no objection."""
     check_pod(pod)
 
 

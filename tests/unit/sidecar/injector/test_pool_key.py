@@ -90,7 +90,7 @@ async def test_a_key_is_made_once(api: FakeApi, replicas: tuple[PoolKeyStore, Po
 
 
 async def test_a_person_who_is_quicker_wins(api: FakeApi, account: Path) -> None:
-    """A key that somebody writes between the injector's read and its write stays."""
+    """A key that is written between the injector's read and its write stays."""
     overtaken = Overtaken(api.url, account, lambda: api.patch(PLACE.path, {"data": OURS}))
     await PoolKeyStore(overtaken, PLACE).step()
     assert stored(api) == OURS

@@ -91,7 +91,7 @@ async def test_a_client_that_names_no_server_is_served(tmp_path: Path) -> None:
 
 
 async def test_without_a_certificate_handshakes_fail(tmp_path: Path) -> None:
-    """Before the first certificate nobody is served, and nothing breaks for those who come later."""
+    """Before the first certificate no client is served, and nothing breaks for those who come later."""
     certificates = make(tmp_path / "one")
     tls = ServingTls()
     async with listening(tls) as port:

@@ -89,7 +89,7 @@ def test_no_socket_says_how_to_start_a_daemon(layout: Layout) -> None:
 
 
 def test_a_socket_left_behind_says_the_daemon_is_not_running(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A socket nobody listens on is told apart from no socket."""
+    """A socket nothing listens on is told apart from no socket."""
     monkeypatch.chdir(layout.private)
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(layout.socket.name)

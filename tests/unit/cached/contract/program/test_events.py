@@ -94,8 +94,8 @@ def test_an_event_is_one_line_whatever_is_in_it() -> None:
     ],
 )
 def test_a_traceback_is_part_of_one_event(program: str, words: str) -> None:
-    """What ends the program or a thread, what nobody could raise, what is logged with its traceback: each is one event
-    of level error."""
+    """What ends the program or a thread, what no caller could catch, what is logged with its traceback: each is one
+    event of level error."""
     event = one_with(events_of(program), words)
     assert event["level"] == "error"
     assert event["error"].startswith("Traceback") and "ValueError: " in event["error"].splitlines()[-1] + event["error"]

@@ -20,7 +20,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_users_share_and_keep_an_eviction_out(path: Path) -> None:
-    """Any number of users hold a lease together, and nobody gets it alone meanwhile."""
+    """Any number of users hold a lease together, and none gets it alone until they end."""
     first, second = take_shared(path), take_shared(path)
     assert first is not None and second is not None
     first.close()
@@ -51,14 +51,14 @@ def test_closing_twice_does_nothing(path: Path) -> None:
 
 
 def test_nothing_there_is_no_lease(tmp_path: Path) -> None:
-    """A path that names nothing gives None, and is held by nobody."""
+    """A path that names nothing gives None, and is held by no process."""
     assert take_shared(tmp_path / "gone") is None
     assert take_exclusive(tmp_path / "gone") is None
     assert not is_held(tmp_path / "gone")
 
 
 def test_a_replaced_file_is_another_lease(path: Path) -> None:
-    """Holding a file that its path no longer names excludes nobody from the one it names now."""
+    """Holding a file that its path no longer names excludes no other from the one it names now."""
     old = take_shared(path)
     assert old is not None
     with old:
@@ -98,7 +98,7 @@ def test_a_symlink_is_no_lease(path: Path) -> None:
 
 
 def test_a_look_is_no_use(path: Path) -> None:
-    """Looking whether a lease is held, in other threads, never makes an eviction believe that somebody uses it."""
+    """Looking whether a lease is held, in other threads, never makes an eviction believe that a reader uses it."""
     over = threading.Event()
 
     def look() -> None:

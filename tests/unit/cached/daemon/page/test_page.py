@@ -260,7 +260,7 @@ async def test_what_others_name_is_text(evil: str) -> None:
 
 async def test_the_policy_allows_this_page_and_nothing_else() -> None:
     """The policy names the hash of the style and of the script that are in the page, and no other place; no element has
-    a style or a handler of its own; the page asks nobody else for anything."""
+    a style or a handler of its own; the page asks no other for anything."""
     async with _reading(make_facts(make_version())) as page:
         status, headers, body = await page.ask()
     text = body.decode()
@@ -292,7 +292,7 @@ async def test_the_policy_allows_this_page_and_nothing_else() -> None:
     ],
 )
 async def test_the_page_is_compressed_where_that_is_accepted(accepted: str, is_packed: bool) -> None:
-    """gzip is sent to whom accepts it, and the same page to everybody."""
+    """gzip is sent to whom accepts it, and the same page to every other client."""
     async with _reading(make_facts(make_version())) as page:
         _, headers, body = await page.ask(Accept_Encoding=accepted)
     assert headers.get("content-encoding") == ("gzip" if is_packed else None)

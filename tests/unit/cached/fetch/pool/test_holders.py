@@ -1,4 +1,4 @@
-"""The search for the members that have a snapshot: bounded, whoever asks and whatever the members do."""
+"""The search for the members that have a snapshot: bounded, whatever asks and whatever the members do."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def spoiled(**changes: object) -> bytes:
 )
 def test_an_absurd_claim_is_none(tmp_path: Path, source: HostileOrigin, body: bytes) -> None:
     """What a member answers to the question for seeds, where it is no announce, of another protocol, of another version
-    or of other pieces, is no claim: the origin sends the version at once, and nobody waits for that member."""
+    or of other pieces, is no claim: the origin sends the version at once, and nothing waits for that member."""
     with Neighbour() as neighbour, beside(neighbour, tmp_path) as node:
         neighbour.always("/v1/seeds", Content(body))
         node.begin(DATA, source.url("/f"))()

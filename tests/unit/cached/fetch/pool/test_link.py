@@ -33,7 +33,7 @@ ANNOUNCE = Announce(PIECES.key, PIECES.count, "", 0, (1 << PIECES.count) - 1, bl
 
 
 class Tracking:
-    """A node that only keeps track; nobody has the version."""
+    """A node that only keeps track; no node has the version."""
 
     def __init__(self) -> None:
         self._trackers = Trackers(random.Random(1))

@@ -56,7 +56,7 @@ class Link:
         return None
 
     def want_digests(self, peer: str, version: str) -> None:
-        """Ask nobody."""
+        """Ask no node."""
 
     def find_holders(self, digest: Digest) -> tuple[str, ...] | None:
         return None
@@ -76,7 +76,7 @@ class Link:
 
 def test_a_flood_of_versions_asks_a_bounded_number_of_members(tmp_path: Path) -> None:
     """Each announce of a version that this node never heard of has it ask all members for seeds; where too many
-    questions wait already, nobody is asked, and the version is answered all the same."""
+    questions wait already, no node is asked, and the version is answered all the same."""
     link = Link()
     places = [MemberAddress(f"10.0.{n >> 8}.{n & 255}", 9402) for n in range(MEMBERS)]
     membership = Membership(places, 1, lambda host, port: [f"{host}:{port}"])

@@ -171,7 +171,7 @@ def test_an_unfinished_version_ends_with_its_fetch(tmp_path: Path) -> None:
 
 
 def test_a_seed_stays_while_others_fetch(tmp_path: Path) -> None:
-    """A node that has all announces it after its fetch has ended, and may fetch the version again meanwhile."""
+    """A node that has all announces it after its fetch has ended, and may fetch the version again at the same time."""
     link = Link()
     with version_pool(tmp_path, link, have=3) as (pool, ended):
         pool.leave()
@@ -233,7 +233,7 @@ def test_grants_are_another_nodes_while_a_holder_is_known(tmp_path: Path) -> Non
 
 
 def test_a_contradicted_chain_is_dropped(tmp_path: Path) -> None:
-    """A piece that contradicts a chain which another node told ends the chain and not its peer, whom nobody is told of;
+    """A piece that contradicts a chain which another node told ends the chain and not its peer, of which none is told;
     who told it is not asked again, and the neighbours are asked for digests. The second time the peer is left."""
     link = Link()
     link.seeds[HOLDER], link.chains[TRACKER] = 3, STATE

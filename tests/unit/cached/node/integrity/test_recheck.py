@@ -1,4 +1,4 @@
-"""A snapshot is hashed at once, once for all who ask, and its status says so meanwhile."""
+"""A snapshot is hashed at once, once for all who ask, and its status says so until the verdict."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def test_what_was_not_cached_leaves_the_cache(blob: Path) -> None:
 
 
 def test_what_was_cached_stays(blob: Path) -> None:
-    """The chunk that somebody had read before is still cached afterwards."""
+    """The chunk that a process had read before is still cached afterwards."""
     drop(blob)
     with blob.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_RANDOM)

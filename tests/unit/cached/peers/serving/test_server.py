@@ -276,7 +276,7 @@ def test_the_upload_rate_is_kept(start: Start) -> None:
 
 
 def test_idle_connections_make_room(start: Start) -> None:
-    """Past the limit of connections the longest idle one is closed: who holds some open locks nobody out."""
+    """Past the limit of connections the longest idle one is closed: who holds some open locks no other client out."""
     node = start(ServerSettings(connections=3))
     path = blob_path(node.add_blob(DATA))
     holding = [socket.create_connection(node.address, timeout=120) for _ in range(3)]
@@ -298,7 +298,7 @@ def test_a_slow_head_is_ended(start: Start) -> None:
 
 
 def test_closing_ends_every_thread(start: Start, tmp_path: Path) -> None:
-    """After `close` no thread is left, also of uploads that nobody reads, and the port is free."""
+    """After `close` no thread is left, also of uploads that nothing reads, and the port is free."""
     node = start()
     server = PeerServer(Contents(node.layout, NoPartials()), Tracking(), lambda: KEYS, ServerSettings(), Counted())
     address = server.open(("127.0.0.1", 0))

@@ -60,7 +60,7 @@ def test_a_location_names_repository_revision_and_folder(uri: str, url: str, rev
     ],
 )
 def test_what_names_none_is_refused_with_the_form(uri: str) -> None:
-    """A location that is none is refused before anybody is asked, with the right form and without its password."""
+    """A location that is none is refused before a server is asked, with the right form and without its password."""
     with pytest.raises(Permanent) as caught:
         GitAddress.parse(uri)
     assert caught.value.code in ("bad_source", "bad_url")

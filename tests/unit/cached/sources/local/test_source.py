@@ -31,7 +31,7 @@ def put(path: Path, data: bytes = b"x") -> Path:
 
 @contextmanager
 def as_nobody() -> Iterator[None]:
-    """Root reads everything: be somebody else for a while."""
+    """Root reads everything: become another user for a while."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -101,7 +101,7 @@ async def test_a_file_of_another_size_than_the_manifest_says_is_named(tmp_path: 
 
 
 async def test_a_manifest_is_a_plain_file_of_the_folder(tmp_path: Path) -> None:
-    """A `holdfast.json` that is a link out of the folder, or a pipe that nobody writes to, is refused, not opened."""
+    """A `holdfast.json` that is a link out of the folder, or a pipe without a writer, is refused, not opened."""
     outside = put(tmp_path / "secret", b"the node's own")
     put(tmp_path / "m" / "w.bin")
     manifest = tmp_path / "m" / "holdfast.json"

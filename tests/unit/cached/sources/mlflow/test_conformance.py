@@ -136,8 +136,8 @@ async def test_conforms(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """An MLflow server keeps each promise of `cached/conformance/cases.py`, or refuses the case by name; nobody sends
-    it a HEAD, or asks it for a part of what it fetches from its store."""
+    """An MLflow server keeps each promise of `cached/conformance/cases.py`, or refuses the case by name; it is sent no
+    HEAD, or asks it for a part of what it fetches from its store."""
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", TOKEN)
     with ExitStack() as stack, puller_in(tmp_path / f"root-{uuid4().hex[:8]}") as puller:
         if place.startswith("stub"):

@@ -132,7 +132,7 @@ async def test_an_image_without_models_is_its_root(registry: RunningRegistry, cl
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE])
 async def test_only_regular_files_are_content(registry: RunningRegistry, client: HttpClient, kind: bytes) -> None:
-    """A link or a device among the model's files is refused by name, and harms nobody outside of them."""
+    """A link or a device among the model's files is refused by name, and harms nothing outside of them."""
     odd = tarfile.TarInfo("models/odd.bin")
     odd.type, odd.linkname = kind, "/etc/passwd"
     outside = tarfile.TarInfo("bin/sh")

@@ -214,7 +214,7 @@ async def test_a_token_server_of_this_machine_may_have_another_of_its_names(
 async def test_a_refused_token_is_renewed(
     guarded: tuple[RunningRegistry, RegistryTokens], config: Path, client: HttpClient
 ) -> None:
-    """After a refusal the next address has another token; one that nobody refused is kept."""
+    """After a refusal the next address has another token; one that no service refused is kept."""
     registry, tokens = guarded
     log_in(config, registry.host, auth=BASIC)
     source = OciSource(f"oci://{registry.host}/team/m:v1", client)
@@ -230,7 +230,7 @@ async def test_a_refused_token_is_renewed(
 
 async def test_a_password_file_is_answered_with_basic(tmp_path: Path, config: Path, client: HttpClient) -> None:
     """A registry that asks for Basic gets the login itself; without one it is `unauthorized`."""
-    hashed = "$2y$05$HxBAn7ztB9nQJQwDPa2D3uYQPvDSHcqGnT3M0rJ2MZ6BuBnSOFfJW"  # no password of anybody
+    hashed = "$2y$05$HxBAn7ztB9nQJQwDPa2D3uYQPvDSHcqGnT3M0rJ2MZ6BuBnSOFfJW"  # of a made-up password
     (tmp_path / "htpasswd").write_text(f"robot:{hashed}\n")
     more = f'auth: {{htpasswd: {{realm: x, path: "{tmp_path}/htpasswd"}}}}'
     with docker_registry(tmp_path / "r", more=more) as registry:
@@ -273,7 +273,7 @@ async def test_no_login_leaves_for_another_server(config: Path, client: HttpClie
 
 
 async def test_an_unreachable_registry_is_transient(client: HttpClient) -> None:
-    """Nobody listens: the error names the registry, and is tried again."""
+    """Nothing listens: the error names the registry, and is tried again."""
     error = await refusal("oci://127.0.0.1:9/team/m:v1", client)
     assert isinstance(error, Transient) and error.code == "connect" and "127.0.0.1:9" in error.message
 

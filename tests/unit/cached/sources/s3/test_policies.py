@@ -1,4 +1,4 @@
-"""Buckets whose objects not everybody may read or write at any time: archives, requester pays, demanded encryption."""
+"""Buckets that not every account may read or write at any time: archives, requester pays, demanded encryption."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def read(uri: str) -> dict[str, bytes]:
 async def test_an_archived_object_is_refused_when_it_is_chosen(
     moto: S3Server, bucket: str, storage_class: str, place: str
 ) -> None:
-    """The refusal names the object, its class and what to do; a file that is left out is nobody's trouble."""
+    """The refusal names the object, its class and what to do; a file that is left out troubles no version."""
     client = moto.client()
     client.put_object(Bucket=bucket, Key="m/w", Body=b"x", StorageClass=storage_class)
     client.put_object(Bucket=bucket, Key="m/config.json", Body=b"{}")

@@ -127,7 +127,7 @@ printf '{{"Version": 1, "AccessKeyId": "AK%d", "SecretAccessKey": "s", "SessionT
 
 
 async def test_a_requester_who_pays_signs_that_too() -> None:
-    """`request_payer` is a signed header of the URL, as botocore signs it, and told to whoever asks there."""
+    """`request_payer` is a signed header of the URL, as botocore signs it, and told to who asks there."""
     async with opened(f"{_PLACES[0]}&request_payer=requester") as client:
         url = await client.presign("m/w", "", 600)
         keys, at = SigningKeys("AKIDEXAMPLE", "a/secret+key", None), parse_qs(urlsplit(url).query)["X-Amz-Date"][0]

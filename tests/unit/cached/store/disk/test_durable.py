@@ -15,7 +15,7 @@ from tests.support.filling import tree
 
 @pytest.mark.parametrize("write", [durable.replace, durable.replace_volatile])
 def test_replace_is_atomic(tmp_path: Path, write: object) -> None:
-    """A replaced file has the new bytes and mode, whoever has the old one open keeps it, and nothing else is left."""
+    """A replaced file has the new bytes and mode, a reader of the old one keeps it, and nothing else is left."""
     assert callable(write)
     path = tmp_path / "file"
     write(path, b"one", 0o644)

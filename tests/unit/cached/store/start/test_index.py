@@ -1,4 +1,4 @@
-"""The start index: whoever changed the tree, a start finds what it finds without one."""
+"""The start index: after any change of the tree a start finds what it finds without one."""
 
 from __future__ import annotations
 

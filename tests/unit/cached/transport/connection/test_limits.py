@@ -15,7 +15,7 @@ _BURST_S = 0.1
 
 
 class Clock:
-    """Time that passes only where somebody sleeps."""
+    """Time that passes only where a caller sleeps."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -62,7 +62,7 @@ def test_an_idle_limit_saves_up_little() -> None:
 
 
 def test_without_a_rate_nobody_waits() -> None:
-    """No limit: nobody waits, and everything may be asked for at once."""
+    """No limit: nothing waits, and everything may be asked for at once."""
     clock = Clock()
     limit = BandwidthLimit(None, clock, clock.sleep)
     limit.take(1 << 40, Cancellation())

@@ -95,7 +95,7 @@ def test_a_kept_connection_opens_no_other_way(client: HttpClient, origin: Hostil
 def test_a_place_that_a_source_was_led_to_is_judged_as_a_redirect(
     client: HttpClient, origin: HostileOrigin, far_away: str
 ) -> None:
-    """Where a source has read a redirect itself, whoever it came from counts as if it had been followed."""
+    """Where a source has read a redirect itself, its sender counts as if it had been followed."""
     origin.put("/secret", b"credentials")
     inside = HttpTarget(f"http://127.0.0.1:{origin.port}/secret", chosen_by=f"{far_away}/a")
     with pytest.raises(Permanent) as refused:

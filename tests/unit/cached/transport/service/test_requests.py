@@ -224,7 +224,7 @@ def test_a_source_explains_the_errors_of_its_service(client: HttpClient, origin:
 
 
 def test_an_unreachable_host_is_named(make_client: MakeClient) -> None:
-    """A port that nobody listens at, and a name that nobody has, are `connect` errors of the source."""
+    """A port that nothing listens at, and a name that no host has, are `connect` errors of the source."""
     client = make_client(HttpSettings(connect_timeout_s=1.0))
     for url in ("http://127.0.0.1:9/list", "http://no-such-host.invalid/list"):
         error = error_of(client, url)

@@ -302,7 +302,7 @@ async def test_choices_of_one_request_differ_and_repeat(llama: Path) -> None:
 
 
 async def test_short_memory_sets_the_newest_aside_and_changes_no_text(llama: Path) -> None:
-    """Where the cache has no room for all, somebody waits and is read again: every text is that of `generate`."""
+    """Where the cache has no room for all, a client waits and is read again: every text is that of `generate`."""
     watched = Watched()
     each = 2 * 2 * 2 * 16 * 4  # bytes a token: two layers' keys and values, two heads of 16 in float32
     tokens = 2 * (SPARE_COLUMNS + 160)

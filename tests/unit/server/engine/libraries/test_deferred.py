@@ -149,7 +149,7 @@ def test_a_class_is_decorated_by_the_package_itself(package: Package, runs: list
 
 
 def test_an_error_of_the_init_is_shown_each_time(package: Package, runs: list[str]) -> None:
-    """An `__init__` that fails does so for whoever needs it, and is run again for the next."""
+    """An `__init__` that fails does so for each importer, and is run again for the next."""
     package.write("__init__", "import a_package_that_is_not_there\n")
     package.write("light", "")
     defer(Deferral(package.name, alone=frozenset({"light"})))

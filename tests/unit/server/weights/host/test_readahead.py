@@ -1,4 +1,4 @@
-"""Weights come into the page cache before anybody asks for a byte of them."""
+"""Weights come into the page cache before a program asks for a byte of them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_all_that_is_asked_for_is_read(weights: Path) -> None:
 
 
 def test_a_load_on_the_cpu_reads_ahead(weights: Path) -> None:
-    """Tensors on the CPU, of which nobody has touched a byte yet, are on their way from the disk."""
+    """Tensors on the CPU, of which no process has touched a byte yet, are on their way from the disk."""
     drop(weights)
     tensors = load_file(weights)
     eventually(lambda: cached(weights) > 0.99, "the whole file in the page cache")
