@@ -30,7 +30,7 @@ from bench.harness import bench_main, workplace
 from bench.machine import append_section, describe
 from bench.measure import cpu_seconds, failed, peak_memory, wait_until
 from cached.contract.annotations import MODEL, VERSION
-from sidecar.injector.certificates import CertificateKeys, next_keys
+from sidecar.injector.https.certificates import CertificateKeys, next_keys
 
 _HOST = "localhost"
 _START_S = 30.0

@@ -32,7 +32,7 @@ from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import Verdict
 from cached.contract.trust import Trust
-from cached.store import fetched
+from cached.store import fetch_records
 
 _SETTLE_S = 8.0  # after which a daemon has done what its start left to do
 _PAUSE_S = 0.5  # between scrapes: a page takes at most a tenth of the wall time
@@ -85,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _note_fetched(layout: Layout, ref: ModelRef, digest: Digest) -> None:
     """Write the record of a fetch, which gives the version a series for the trust in its source."""
-    record = replace(fetched.unknown(digest, "s3://bucket/model"), verdict=Verdict(trust=Trust.KNOWN))
-    fetched.set_unsynced(layout, ref, fetched.write_unsynced(layout, ref, record))
+    record = replace(fetch_records.unknown(digest, "s3://bucket/model"), verdict=Verdict(trust=Trust.KNOWN))
+    fetch_records.set_unsynced(layout, ref, fetch_records.write_unsynced(layout, ref, record))
 
 
 def _scrape(running: Daemon, scrapes: int) -> Scrapes:

@@ -29,7 +29,7 @@ COMMANDS = {
     "pin": ("cached.commands.pin:main", "keep a version from eviction"),
     "unpin": ("cached.commands.pin:unpin", "let a version be evicted again"),
     "export": ("cached.archive.export:main", "write a version of this node as a tar archive"),
-    "import": ("cached.archive.installing:main", "install a version from such an archive, without its source"),
+    "import": ("cached.archive.importing:main", "install a version from such an archive, without its source"),
     "completion": ("cached.completion:main", "print the completion of a shell, bash or zsh"),
     "demo": ("cached.demo.app:main", "run the whole path on this machine with a real model"),
 }

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from server.weights.files import iter_tensors, load_file
     from server.weights.format.shards import Shards
-    from server.weights.handle import safe_open
     from server.weights.modules import load_model
     from server.weights.pretrained import load_pretrained
+    from server.weights.safe_open import safe_open
 
 __all__ = ["Shards", "iter_tensors", "load_file", "load_model", "load_pretrained", "safe_open"]
 
@@ -24,7 +24,7 @@ _HOMES = {
     "load_file": "server.weights.files",
     "load_model": "server.weights.modules",
     "load_pretrained": "server.weights.pretrained",
-    "safe_open": "server.weights.handle",
+    "safe_open": "server.weights.safe_open",
 }
 
 

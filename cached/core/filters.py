@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase, translate
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.core.listing import Listing, RemoteFile, Unlisted, check_names, format_path
-from cached.core.selection import earlier
+from cached.core.selection import earlier_filters
 from cached.core.selection.clutter import is_clutter
 from cached.core.selection.presets import DEFAULT, EARLIER, NO_INDEXES, Indexes, Preset, find_left_out
 
@@ -58,7 +58,7 @@ def select_files(listing: Listing, where: str, rules: Rules, indexes: Indexes = 
     include, exclude = rules.include, rules.exclude
     own = set(select_paths((file.path for file in listing.files), include, exclude))
     open_folders = [folder for folder in listing.unlisted if may_select_below(folder.path, include, exclude)]
-    is_out = earlier.is_clutter if rules.preset == EARLIER else is_clutter
+    is_out = earlier_filters.is_clutter if rules.preset == EARLIER else is_clutter
     dropped = tuple(file.path for file in listing.files if file.path not in own and not is_clutter(file.path))
     left_out: dict[str, str] = {}
     if listing.manifest is None or rules.preset != DEFAULT:

@@ -44,7 +44,7 @@ from cached.node.publisher import Publisher
 from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
 from cached.store import blobs
-from cached.store.fetched import FetchRecord
+from cached.store.fetch_records import FetchRecord
 from cached.store.publication import Publication
 
 T = TypeVar("T")

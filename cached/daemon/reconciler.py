@@ -38,8 +38,8 @@ from cached.core.demand import (
 )
 from cached.core.demand_index import DemandIndex
 from cached.core.eviction import InventoryEntry, by_age, count_excess
-from cached.core.fills import PodFills, WaitingPod
 from cached.core.planner import Evict, Preempt, Situation, SpaceStep, StartFetch, VersionStep
+from cached.core.pod_fills import PodFills, WaitingPod
 from cached.core.space import Ledger, NoInodes, NoSpace, Shortage
 from cached.core.versions import messages
 from cached.core.versions.messages import Event, Step

@@ -20,7 +20,7 @@ from cached.commands.shared.tree import list_held_versions
 from cached.contract.annotations import CSI_LABEL, LABEL_PREFIX, weights_label
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
-from cached.doctor.aside import run_in_thread
+from cached.doctor.blocking import run_in_thread
 from cached.doctor.findings import CheckResult, failed, of_error, ok, skipped, warning
 from cached.kube.client import METADATA, Call, KubeClient
 from cached.kube.kubeconfig import find_cluster

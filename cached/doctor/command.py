@@ -23,7 +23,7 @@ from cached.contract.layout import Layout
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from cached.core.catalog import EMPTY_CATALOG, Catalog
 from cached.doctor import gpu, node
-from cached.doctor.aside import run_in_thread
+from cached.doctor.blocking import run_in_thread
 from cached.doctor.cluster import check_cluster
 from cached.doctor.findings import CheckResult, CheckVerdict, failed, has_failed
 from cached.doctor.sources import check_origin_proxy, check_sources, read_catalog

@@ -18,10 +18,10 @@ from typing import Protocol
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.program import limits
 from cached.core.retries import MAX_BAD_RESPONSES, blob_pause_s, hopeless
-from cached.fetch.at_work import AtWork
 from cached.fetch.attempt import Attempt, AttemptResources, BlobSpec, NoRanges, Segment, Verified
 from cached.fetch.bodies.local_file import LocalBody
 from cached.fetch.bodies.stream_body import StreamBody
+from cached.fetch.busy_workers import AtWork
 from cached.fetch.resolving.addresses import Addresses
 from cached.fetch.small_attempt import SmallAttempt, is_small
 from cached.fetch.supply import Assignment, OriginSupply, PeerPiece, Receipt, Supply, SupplyMaker
@@ -30,8 +30,8 @@ from cached.store.ingest import ALIGNMENT, allocated_bytes
 from cached.transport.body import Body
 from cached.transport.checksums import Hasher
 from cached.transport.client import HttpClient
+from cached.transport.connection.bandwidth import BandwidthLimit
 from cached.transport.connection.cancel import Cancellation, Cancelled
-from cached.transport.connection.limits import BandwidthLimit
 from cached.transport.response import source_changed
 from cached.transport.target import HttpTarget, LocalTarget, StreamTarget, Target
 

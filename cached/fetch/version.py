@@ -59,9 +59,9 @@ from cached.node.publisher import Publisher
 from cached.node.status_files import FetchProgress, StatusFiles
 from cached.node.threads import Blocking
 from cached.sources.base import Revalidating, Source
-from cached.store import blobs, fetched
+from cached.store import blobs, fetch_records
 from cached.store.disk.durable import disk_error
-from cached.store.fetched import FetchRecord, ManifestFrom
+from cached.store.fetch_records import FetchRecord, ManifestFrom
 from cached.store.ingest import IngestKey
 from cached.store.publication import Publication
 from cached.transport.connection.cancel import Cancellation, Cancelled
@@ -283,7 +283,7 @@ class VersionFetches:
 
     def _open(self, want: Want) -> tuple[Source, FetchRecord | None]:
         """Return the source, and the record of the version that has the name now."""
-        before = fetched.read(self._layout, want.ref)
+        before = fetch_records.read(self._layout, want.ref)
         return self._open_source(want.source), before
 
     async def _resolve(self, fetch: _VersionFetch) -> _Resolved:
@@ -365,7 +365,7 @@ class VersionFetches:
             if last is not None and last.held == held[0].digest and await self._is_current(source, last.tag):
                 return last
             listing = await self._list(source)
-            record = await self._blocking.run(fetched.read, self._layout, entry.ref)
+            record = await self._blocking.run(fetch_records.read, self._layout, entry.ref)
             known = {} if record is None else record.files
             indexes = await self._blocking.run(self._held_indexes, entry, listing, held[1], known)
             compare = partial(

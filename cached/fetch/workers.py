@@ -22,14 +22,14 @@ from cached.contract.layout import Layout
 from cached.contract.program import limits
 from cached.contract.program.processors import count_processors
 from cached.contract.program.thread_pool import start_pool
-from cached.fetch.at_work import AtWork
+from cached.fetch.busy_workers import AtWork
 from cached.fetch.download import Download, DownloadMetrics
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk.verity import Sealing
 from cached.store.group_commit import GroupCommit
 from cached.transport.client import HttpClient
+from cached.transport.connection.bandwidth import BandwidthLimit
 from cached.transport.connection.buffers import BufferPool
-from cached.transport.connection.limits import BandwidthLimit
 from cached.transport.connection.settings import HttpSettings
 
 _log = logging.getLogger(__name__)

@@ -29,9 +29,9 @@ from cached.core.demand import find_used, is_kept
 from cached.core.eviction import InventoryEntry
 from cached.node.cluster import Cluster
 from cached.node.log_once import LogOnce
-from cached.store import fetched
+from cached.store import fetch_records
 from cached.store.disk import durable
-from cached.store.fetched import FetchRecord
+from cached.store.fetch_records import FetchRecord
 from cached.store.recovery import Recovered
 
 _log_once = LogOnce(logging.getLogger(__name__))
@@ -77,7 +77,7 @@ class Inventory:
 
     def adopt(self, ref: ModelRef, source: str) -> None:
         """Add a fetch record if a version of an older release has none; `source`: from its status, or empty."""
-        self.fetched.setdefault(ref, fetched.unknown(self.models[ref], source))
+        self.fetched.setdefault(ref, fetch_records.unknown(self.models[ref], source))
 
     def add_snapshot(self, digest: Digest, manifest: Manifest) -> None:
         """Add a snapshot, whether or not a name points at it."""

@@ -29,12 +29,12 @@ from cached.node.inventory import Inventory, find_leased
 from cached.node.log_once import LogOnce
 from cached.node.status_files import FetchProgress, StatusFiles
 from cached.node.threads import Blocking
-from cached.store import blobs, deletion, kept, repair, snapshots
+from cached.store import blobs, deletion, kept_snapshots, repair, snapshots
 from cached.store.claims import Claims
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk import durable
 from cached.store.disk.root import Root
-from cached.store.fetched import FetchRecord
+from cached.store.fetch_records import FetchRecord
 from cached.store.publication import Publication, publish_all
 
 _log = logging.getLogger(__name__)
@@ -346,7 +346,7 @@ class Publisher:
                 if freed is not None:
                     self._inventory.drop_snapshot(digest)
             for digest in [each for each in self._inventory.kept if each not in self._inventory.manifests]:
-                await self._do(kept.remove, self._layout, digest)
+                await self._do(kept_snapshots.remove, self._layout, digest)
                 del self._inventory.kept[digest]
 
     def _is_there(self, uid: str) -> bool:

@@ -21,9 +21,9 @@ from cached.contract.snapshot.verify import hash_file
 from cached.core.filters import Rules, select_files
 from cached.core.listing import Listing, RemoteFile, check_names
 from cached.core.selection.clutter import is_clutter, root_of_clutter
-from cached.core.selection.doubles import summarize
+from cached.core.selection.copies import summarize
 from cached.core.selection.indexes import read_indexes
-from cached.core.selection.losses import find_losses
+from cached.core.selection.needed_files import find_losses
 from cached.publish.destination import Progress, Upload
 from cached.publish.usable import check_golden, find_unusable, reader
 from cached.sources.local.tree import FolderTree, PlainFile, file_error, walk

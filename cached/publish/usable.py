@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 
 from cached.contract.errors import Permanent
 from cached.contract.golden import MAX_GOLDEN_BYTES, Golden
-from cached.contract.loadable.beginnings import MAX_POINTER_BYTES
 from cached.contract.loadable.findings import Finding
+from cached.contract.loadable.first_bytes import MAX_POINTER_BYTES
 from cached.contract.loadable.verdict import find_problems, find_stand_in, is_checked
 from cached.contract.loadable.weights import Read
 from cached.sources.local.tree import PlainFile, file_error

@@ -19,7 +19,7 @@ from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.snapshot.lease import take_exclusive
 from cached.core.space import Ledger
-from cached.store import blobs, fetched, ingest, snapshots
+from cached.store import blobs, fetch_records, ingest, snapshots
 from cached.store.claims import Claims
 from cached.store.disk import durable
 
@@ -57,7 +57,7 @@ def evict(deletion: Deletion, ref: ModelRef, digest: Digest, manifest: Manifest 
     layout = deletion.layout
     with durable.disk_errors(f"evicting {ref}"):
         snapshots.delete_name(layout, ref)
-        fetched.remove(layout, ref)
+        fetch_records.remove(layout, ref)
         return 0 if manifest is None else _delete(deletion, digest, manifest)
 
 

@@ -16,10 +16,10 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
-from cached.store import fetched, kept, repair, snapshots
+from cached.store import fetch_records, kept_snapshots, repair, snapshots
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk import durable
-from cached.store.fetched import FetchRecord
+from cached.store.fetch_records import FetchRecord
 
 
 @dataclass(slots=True, eq=False)
@@ -61,7 +61,7 @@ def _publish_distinct(
         draft = _build_snapshot(layout, each, verified_at)
         if draft is not None:
             drafts[each] = draft
-        records[each] = fetched.write_unsynced(layout, each.ref, each.record)
+        records[each] = fetch_records.write_unsynced(layout, each.ref, each.record)
 
     def sync(each: Publication) -> None:
         if each in drafts:
@@ -80,9 +80,9 @@ def _publish_distinct(
         _step(group, build)
         _step(group, sync)
         _sync(_step(group, place))
-    _step(group, lambda each: kept.write(layout, *each.keeps) if each.keeps else None)
+    _step(group, lambda each: kept_snapshots.write(layout, *each.keeps) if each.keeps else None)
     # Before the name: a record with another digest than the name's is ignored.
-    _sync(_step(group, lambda each: fetched.set_unsynced(layout, each.ref, records[each])))
+    _sync(_step(group, lambda each: fetch_records.set_unsynced(layout, each.ref, records[each])))
     _sync(_step(group, lambda each: snapshots.set_name_unsynced(layout, each.ref, each.record.digest)))
     _step(group, lambda each: journal.forget(each.journal_ids))
     for each in group:

@@ -26,10 +26,10 @@ from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import ModelStatus, encode
 from cached.core.space import OnDisk
 from cached.store import blobs as committed
-from cached.store import deletion, digest_journal, fetched, ingest, kept, repair, snapshots
+from cached.store import deletion, digest_journal, fetch_records, ingest, kept_snapshots, repair, snapshots
 from cached.store.disk import durable
 from cached.store.disk.root import check_file_system
-from cached.store.fetched import FetchRecord
+from cached.store.fetch_records import FetchRecord
 from cached.store.start import index
 
 _log = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ def _recover_unchanged(layout: Layout, believed: index.Believed) -> Recovered:
         damaged=(),
         lost=(),
         digests=_keep_digests(layout, digests, contents.blobs),
-        kept=kept.read_all(layout),
+        kept=kept_snapshots.read_all(layout),
         links=dict(contents.links),
         are_blobs_read=False,
         statuses=contents.statuses,
@@ -172,7 +172,7 @@ def recover_by_tree(layout: Layout) -> Recovered:
         tuple(damaged),
         tuple(lost),
         _keep_digests(layout, digests, blobs),
-        kept.read_all(layout),
+        kept_snapshots.read_all(layout),
         count_links(manifests, blobs),
         are_blobs_read=True,
     )
@@ -384,9 +384,9 @@ def list_records(layout: Layout) -> list[ModelRef]:
 
 def read_record(layout: Layout, ref: ModelRef, digest: Digest) -> FetchRecord:
     """Return the fetch record of a name that leads to `digest`, without `files`."""
-    record = fetched.read(layout, ref)
+    record = fetch_records.read(layout, ref)
     known = record is not None and record.digest == digest
-    return replace(record, files={}) if record and known else fetched.unknown(digest, "")
+    return replace(record, files={}) if record and known else fetch_records.unknown(digest, "")
 
 
 def _read_fetched(layout: Layout, models: Mapping[ModelRef, Digest]) -> dict[ModelRef, FetchRecord]:
@@ -396,7 +396,7 @@ def _read_fetched(layout: Layout, models: Mapping[ModelRef, Digest]) -> dict[Mod
         if ref in models:
             records[ref] = read_record(layout, ref, models[ref])
         else:
-            fetched.remove(layout, ref)
+            fetch_records.remove(layout, ref)
     return records
 
 

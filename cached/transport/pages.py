@@ -8,7 +8,7 @@ unknown file `text/html`; the beginning of the body does, with the type, or with
 from __future__ import annotations
 
 from cached.contract.errors import Transient
-from cached.contract.loadable.beginnings import HTML, LOOKED_AT_BYTES, NEVER_MARKUP, XML, is_xml, page_in
+from cached.contract.loadable.first_bytes import HTML, LOOKED_AT_BYTES, NEVER_MARKUP, XML, is_xml, page_in
 from cached.transport.target import Expected
 
 __all__ = ["HTML", "LOOKED_AT_BYTES", "SIGN_IN", "is_page_type", "page_error", "page_in", "page_instead"]

@@ -15,7 +15,7 @@ import torch
 from transformers.models.auto import modeling_auto
 
 from cached.contract.errors import Permanent
-from server.engine import allowed
+from server.engine import architectures
 from server.engine.kinds import Declared
 from server.engine.types import ModelKind
 from server.weights.format.checkpoint import open_checkpoint
@@ -99,5 +99,5 @@ def _count_left(model_class: Any, config: Any, names: set[str]) -> int | None:
 
 def _is_allowed(architecture: str, config: Any, kind: ModelKind | None) -> bool:
     if kind is ModelKind.EMBEDDINGS:
-        return config.model_type in allowed.ENCODERS
-    return architecture in (allowed.GENERATORS if kind is ModelKind.COMPLETIONS else allowed.CLASSIFIERS)
+        return config.model_type in architectures.ENCODERS
+    return architecture in (architectures.GENERATORS if kind is ModelKind.COMPLETIONS else architectures.CLASSIFIERS)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from cached.contract.errors import Permanent
-from cached.contract.loadable.beginnings import LOOKED_AT_BYTES
+from cached.contract.loadable.first_bytes import LOOKED_AT_BYTES
 from cached.contract.loadable.names import role_of
 from cached.contract.loadable.verdict import find_stand_in
-from server.engine import allowed
+from server.engine import architectures
 from server.engine.types import ModelKind
 
 _APP = "serve it with your own code (--app MODULE:FACTORY)"
@@ -120,7 +120,7 @@ def _by_modules(directory: Path) -> Declared:
     name, model_type = (names[0] if names else None), str(config.get("model_type") or "")
     _refuse_bad_context(directory / inside, config)
     if family == "SentenceTransformer":
-        half = model_type in allowed.WITH_MODULES
+        half = model_type in architectures.WITH_MODULES
         kind = ModelKind.EMBEDDINGS if half else _encoder(directory / inside, config)
         return Declared(kind, inside, name, model_type)
     if family != "CrossEncoder":
@@ -156,17 +156,17 @@ def _module_types(directory: Path) -> tuple[list[str], str]:
 
 def _encoder(directory: Path, config: dict[str, Any]) -> ModelKind:
     model_type = str(config.get("model_type") or "")
-    if model_type not in allowed.ENCODERS or _reads(config) is not None:
+    if model_type not in architectures.ENCODERS or _reads(config) is not None:
         raise _unsupported(directory, _architectures(directory, config) or [model_type], config)
     return ModelKind.EMBEDDINGS
 
 
 def _kind_of(architecture: str, model_type: str) -> ModelKind | None:
-    if architecture in allowed.GENERATORS:
+    if architecture in architectures.GENERATORS:
         return ModelKind.COMPLETIONS
-    if architecture in allowed.CLASSIFIERS:
+    if architecture in architectures.CLASSIFIERS:
         return ModelKind.CLASSIFICATION
-    return ModelKind.EMBEDDINGS if allowed.ENCODERS.get(model_type) == architecture else None
+    return ModelKind.EMBEDDINGS if architectures.ENCODERS.get(model_type) == architecture else None
 
 
 def _unsupported(directory: Path, names: list[str], config: dict[str, Any]) -> Permanent:

@@ -25,7 +25,7 @@ from transformers.utils import logging as logging_of_transformers
 
 from cached.contract.errors import Permanent
 from cached.contract.program.units import format_size
-from server.engine import allowed
+from server.engine import architectures
 from server.weights.files import load_file
 from server.weights.pretrained import assemble, prevailing_dtype, read_config, read_generation_config
 
@@ -108,7 +108,9 @@ def load_causal_lm(directory: Path, device: str, dtype: str, architecture: str |
     """Load the causal language model of `directory`, by its own architecture or by `architecture`; raises
     `HoldfastError`."""
     config = read_config(directory)
-    model_class = _class(directory, config, architecture, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, allowed.GENERATORS)
+    model_class = _class(
+        directory, config, architecture, modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING, architectures.GENERATORS
+    )
     loaded = _load(directory, model_class, config, device, dtype, needless=None, options=_NO_OPTIONS)
     try:
         read_generation_config(directory, loaded.module)
@@ -127,7 +129,7 @@ def load_classifier(
     """Load the sequence classification model of `directory`; raises `HoldfastError`. `dtype` as in `load_encoder`."""
     config = _read_config(directory, options)
     mapping = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-    model_class = _class(directory, config, architecture, mapping, allowed.CLASSIFIERS)
+    model_class = _class(directory, config, architecture, mapping, architectures.CLASSIFIERS)
     return _load(directory, model_class, config, device, dtype, needless=None, options=options)
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from cached.contract.layout import DEFAULT_ROOT, Layout
 from cached.contract.program.options import OptionParser, parse_address, whole_number
-from sidecar.injector.certificate_store import CertificateObjects
 from sidecar.injector.gate_container import GateMode, GateResources, GateSettings
+from sidecar.injector.https.certificate_store import CertificateObjects
 from sidecar.injector.kube import ACCOUNT
 from sidecar.injector.mode import Mode
 from sidecar.injector.pool_key import PoolSecret

@@ -12,8 +12,8 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from cached.contract.loadable import names
-from cached.contract.loadable.beginnings import LOOKED_AT_BYTES, NEVER_MARKUP, XML, is_xml, page_in, pointer_in
 from cached.contract.loadable.findings import Finding, describe_names
+from cached.contract.loadable.first_bytes import LOOKED_AT_BYTES, NEVER_MARKUP, XML, is_xml, page_in, pointer_in
 from cached.contract.loadable.names import folder_of, index_format, is_weights, name_of, role_of
 from cached.contract.loadable.weights import Read, find_damage
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable
 
 from cached.contract.loadable import gguf
-from cached.contract.loadable.beginnings import LOOKED_AT_BYTES
+from cached.contract.loadable.first_bytes import LOOKED_AT_BYTES
 
 # Returns at most so many bytes of a file from an offset: `read(path, offset, length)`.
 Read = Callable[[str, int, int], bytes]

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from cached.contract.errors import Permanent
 from cached.contract.loadable.names import CONFIG, folder_of, index_format, is_weights, name_of, shard_sets
-from cached.core.selection import earlier
-from cached.core.selection.doubles import CONSOLIDATED, GGUF, PYTORCH, VARIANT, find_doubles, kind_of
+from cached.core.selection import earlier_filters
+from cached.core.selection.copies import CONSOLIDATED, GGUF, PYTORCH, VARIANT, find_doubles, kind_of
 
 PRESETS = "transformers, vllm, gguf:QUANTIZATION (as gguf:Q4_K_M) or all"
 SAFETENSORS_INDEX = "model.safetensors.index.json"
@@ -86,7 +86,7 @@ def find_left_out(
     if preset == DEFAULT:
         return find_doubles(paths, patterns)
     if preset == EARLIER:
-        return earlier.find_doubles(paths)
+        return earlier_filters.find_doubles(paths)
     if preset.engine == "gguf":
         return _all_but_gguf(paths, preset.quantization)
     return _all_but_one_copy(paths, indexes, preset.engine)

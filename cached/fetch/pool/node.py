@@ -255,8 +255,8 @@ class PoolNode:
 
     def _survey(self, message: Announce) -> None:
         """Ask all members what they have of a version, but for those that said by then that they fetch it; deal it
-        once they all answered, or did not. Where so many questions wait that the answers would come too late, no node is
-        asked: a flood of versions costs no memory."""
+        once they all answered, or did not. Where so many questions wait that the answers would come too late, no node
+        is asked: a flood of versions costs no memory."""
         members = self._membership.list_all()
         left = len(members)
         with self._lock:

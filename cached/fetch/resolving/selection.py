@@ -22,8 +22,8 @@ from cached.core.catalog import CatalogVersion
 from cached.core.demand import Want
 from cached.core.filters import Rules, select_files, select_paths
 from cached.core.listing import Listing, RemoteFile, format_path
-from cached.core.selection.doubles import summarize
-from cached.core.selection.losses import find_losses
+from cached.core.selection.copies import summarize
+from cached.core.selection.needed_files import find_losses
 from cached.core.selection.presets import DEFAULT, EARLIER, Indexes, files_to_read
 from cached.store.disk.durable import disk_errors
 from cached.store.publication import Publication

@@ -39,8 +39,8 @@ from cached.peers.serving.contents import CHUNK_BYTES, Contents, OpenRange, Page
 from cached.peers.serving.request import BadRequest, PeerRequest, RequestReader
 from cached.peers.trackers import TooMany
 from cached.peers.uploads import Uploads, UploadVerdict
+from cached.transport.connection.bandwidth import BandwidthLimit
 from cached.transport.connection.cancel import Cancellation, Cancelled
-from cached.transport.connection.limits import BandwidthLimit
 
 _log = logging.getLogger(__name__)
 

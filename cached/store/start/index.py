@@ -32,7 +32,7 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest, PackedFiles
 from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import NO_VERDICT, ModelStatus, State, Verdict
-from cached.store.fetched import FetchRecord
+from cached.store.fetch_records import FetchRecord
 
 FORMAT = b"holdfast start index 1\n"
 MODE = 0o600

@@ -23,7 +23,7 @@ from cached.contract.status import NO_VERDICT
 from cached.store import recovery
 from cached.store.disk import durable
 from cached.store.disk.root import is_on_network
-from cached.store.fetched import FetchRecord
+from cached.store.fetch_records import FetchRecord
 from cached.store.start import index
 
 _LOOKS = 3  # at a tree that changed a moment ago

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from cached.contract.loadable.beginnings import LFS_POINTER, LOOKED_AT_BYTES, XML, is_xml, page_in, pointer_in
+from cached.contract.loadable.first_bytes import LFS_POINTER, LOOKED_AT_BYTES, XML, is_xml, page_in, pointer_in
 
 HEAD_BYTES = LOOKED_AT_BYTES
 

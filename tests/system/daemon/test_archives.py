@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cached.archive import export, installing
+from cached.archive import export, importing
 from cached.contract.archive.import_stream import LineReader, send_line
 from cached.contract.errors import HoldfastError
 from cached.contract.manifest import Manifest
@@ -44,7 +44,7 @@ def archive(daemon: DaemonProcess, source: Path, tmp_path: Path) -> Iterator[tup
 
 
 def run(daemon: DaemonProcess, *arguments: object) -> int:
-    return installing.main([*map(str, arguments), "--root", str(daemon.layout.root)])
+    return importing.main([*map(str, arguments), "--root", str(daemon.layout.root)])
 
 
 def nothing_is_visible(daemon: DaemonProcess) -> bool:

@@ -20,7 +20,7 @@ from cached.contract.status import parse_timestamp, timestamp
 from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
 from sidecar.gate.daemon_status import Heartbeat
-from sidecar.injector.certificates import next_keys
+from sidecar.injector.https.certificates import next_keys
 from tests.support.certificates import make_certificates
 from tests.support.clocks import WallClock
 from tests.support.daemon import PATIENCE_S, DaemonProcess, daemon_process, model, prefetched, publish_files

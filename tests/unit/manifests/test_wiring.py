@@ -14,8 +14,8 @@ from cached.daemon.config import parse_config
 from cached.fetch.pool.membership import MemberAddress as Member
 from sidecar.injector import pool_key
 from sidecar.injector import settings as inject_settings
-from sidecar.injector.certificate_store import CertificateObjects
 from sidecar.injector.gate_container import NAME, make_gate, mount
+from sidecar.injector.https.certificate_store import CertificateObjects
 from tests.support.kustomize import Json, containers
 from tests.support.manifests import EVERYTHING, OVERLAYS, objects, one
 from tests.support.pods import inject

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cached.archive import export, installing
+from cached.archive import export, importing
 from cached.archive.format import EXPORT_NAME
 from cached.cli import main
 from cached.contract.layout import Layout
@@ -65,7 +65,7 @@ def archive(layout: Layout, tmp_path: Path) -> Path:
 
 
 def unpack(path: Path, folder: Path, *more: str) -> int:
-    return installing.main([str(path), "--to", str(folder), *more])
+    return importing.main([str(path), "--to", str(folder), *more])
 
 
 def test_other_programs_read_an_archive(archive: Path) -> None:
@@ -257,7 +257,7 @@ def test_many_and_long_pax_headers_stay_out_of_memory(tmp_path: Path) -> None:
     (tmp_path / "pax.tar").write_bytes(packed.getvalue())
     script = (
         "import resource, sys\n"
-        "from cached.archive.installing import main\n"
+        "from cached.archive.importing import main\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "main(sys.argv[1:])\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"

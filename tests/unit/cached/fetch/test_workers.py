@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import HoldfastError
-from cached.fetch import at_work, workers
+from cached.fetch import busy_workers, workers
 from cached.fetch.attempt import Segment
 from cached.fetch.supply import Assignment, OriginSupply
 from cached.transport.connection.cancel import Cancelled
@@ -59,7 +59,7 @@ def test_no_more_connections_than_processors_can_serve(
     """Where the workers at hand do not wait for the network, a further connection is not opened for a large blob; a
     small one, which is little more than its request, has one nevertheless."""
     monkeypatch.setattr(workers, "count_processors", lambda: 1)
-    monkeypatch.setattr(at_work, "_LONG_S", 2 * DEADLINE_S)  # however slow this machine is, no wait is long
+    monkeypatch.setattr(busy_workers, "_LONG_S", 2 * DEADLINE_S)  # however slow this machine is, no wait is long
     data, small = noise(), noise()[:MIB]
     origin.put("/large", data, etag='"v1"')
     origin.put("/small", small, etag='"v1"')

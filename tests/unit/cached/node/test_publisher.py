@@ -24,7 +24,7 @@ from cached.node.threads import Blocking
 from cached.store import recovery, snapshots
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk.root import Root
-from cached.store.fetched import FetchRecord
+from cached.store.fetch_records import FetchRecord
 from cached.store.publication import Publication, publish_all
 from tests.support.filling import add_blob, manifest_of
 from tests.system.eviction.node import Cluster

@@ -12,10 +12,10 @@ import pytest
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
-from cached.store import fetched, snapshots
+from cached.store import fetch_records, snapshots
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk import durable
-from cached.store.fetched import FetchRecord
+from cached.store.fetch_records import FetchRecord
 from cached.store.publication import Publication, publish_all
 from tests.support.filling import add_blob, manifest_of, tree
 
@@ -41,7 +41,7 @@ def test_an_error_concerns_one_version(layout: Layout) -> None:
     assert _publish(layout, group) == [None, "blob_gone", None]
     named = [snapshots.read_name(layout, ref) for ref in REFS]
     assert named == [group[0].record.digest, None, group[2].record.digest]
-    assert [fetched.read(layout, ref) for ref in REFS] == [group[0].record, None, group[2].record]
+    assert [fetch_records.read(layout, ref) for ref in REFS] == [group[0].record, None, group[2].record]
     assert os.listdir(layout.public.snapshots) == [group[0].record.digest.hex]
 
 
@@ -59,7 +59,7 @@ def test_a_forbidden_version_leaves_nothing(layout: Layout) -> None:
     assert _publish(layout, group) == ["not_loadable", None]
     assert (group[0].record.source, group[0].has_snapshot) == ("looked at", False)
     assert os.listdir(layout.public.snapshots) == [group[1].record.digest.hex]
-    assert [fetched.read(layout, ref) for ref in REFS[:2]] == [None, group[1].record]
+    assert [fetch_records.read(layout, ref) for ref in REFS[:2]] == [None, group[1].record]
 
 
 def test_a_group_is_written_before_it_is_synced(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from cached.contract.errors import Permanent
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State, encode
-from cached.store import blobs, ingest, kept, recovery, snapshots
+from cached.store import blobs, ingest, kept_snapshots, recovery, snapshots
 from cached.store.digest_journal import DigestJournal
 from cached.store.ingest import Ingest, IngestKey
 from tests.support.filling import add_blob, aligned, manifest_of, publish, tree
@@ -143,7 +143,7 @@ def test_temporary_names_are_swept(layout: Layout) -> None:
     half = layout.public.snapshots / ".tmp-half"
     (half / ".holdfast").mkdir(parents=True)
     os.link(layout.blob(hashlib.sha256(b"b").hexdigest()), half / "b")
-    kept.write(layout, digest, frozenset({"a pod"}))
+    kept_snapshots.write(layout, digest, frozenset({"a pod"}))
     layout.kept_record(digest).rename(layout.kept / ".tmp-0123456789abcdef")
     assert recovery.recover(layout).kept == {}
     assert tree(layout.root) == before

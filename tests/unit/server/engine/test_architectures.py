@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 
-from server.engine import allowed
+from server.engine import architectures
 from server.engine.classifier import Classifier
 from server.engine.encoder import Encoder
 from server.engine.engine import ThreadedEngine
@@ -88,7 +88,7 @@ def vectors(*rows: bytes) -> torch.Tensor:
     return torch.stack([torch.frombuffer(bytearray(row), dtype=torch.float32) for row in rows])
 
 
-@pytest.mark.parametrize("architecture", matrix(allowed.GENERATORS))
+@pytest.mark.parametrize("architecture", matrix(architectures.GENERATORS))
 def test_generated_text_equals_generate(architecture: str, tmp_path: Path) -> None:
     """Greedy text is that of transformers' `generate`, for a request alone and among others."""
     build(architecture, tmp_path)
@@ -102,7 +102,7 @@ def test_generated_text_equals_generate(architecture: str, tmp_path: Path) -> No
     assert together == expected
 
 
-@pytest.mark.parametrize("architecture", matrix(allowed.CLASSIFIERS))
+@pytest.mark.parametrize("architecture", matrix(architectures.CLASSIFIERS))
 def test_scores_equal_cross_encoder(architecture: str, tmp_path: Path) -> None:
     """Scores of pairs are those of sentence-transformers' CrossEncoder, for a pair alone and among others."""
     from sentence_transformers import CrossEncoder
@@ -123,12 +123,12 @@ def test_scores_equal_cross_encoder(architecture: str, tmp_path: Path) -> None:
     assert together == pytest.approx(expected, abs=1e-4, rel=1e-4)
 
 
-@pytest.mark.parametrize("model_type", matrix(allowed.ENCODERS))
+@pytest.mark.parametrize("model_type", matrix(architectures.ENCODERS))
 def test_vectors_equal_sentence_transformers(model_type: str, tmp_path: Path) -> None:
     """A folder that says nothing of pooling embeds as sentence-transformers does, a text alone and among others."""
     from sentence_transformers import SentenceTransformer
 
-    build(allowed.ENCODERS[model_type], tmp_path, model_type, pad_token_id=0)
+    build(architectures.ENCODERS[model_type], tmp_path, model_type, pad_token_id=0)
     save_padding_tokenizer(tmp_path)
     assert read_kind(tmp_path).kind is ModelKind.EMBEDDINGS
     texts = [first + second for first, second in PAIRS]
@@ -143,12 +143,14 @@ def test_vectors_equal_sentence_transformers(model_type: str, tmp_path: Path) ->
     torch.testing.assert_close(together, expected, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", matrix(allowed.CLASSIFIERS | allowed.ENCODERS.keys()))
+@pytest.mark.parametrize("name", matrix(architectures.CLASSIFIERS | architectures.ENCODERS.keys()))
 def test_a_text_as_long_as_the_context_is_answered(name: str, tmp_path: Path) -> None:
     """The context that is told is one that the model has positions for, whatever its padding's id takes of them."""
-    encodes = name in allowed.ENCODERS
+    encodes = name in architectures.ENCODERS
     few = {} if name.startswith("XLNet") else _FEW_POSITIONS  # which has no such number
-    build(allowed.ENCODERS.get(name, name), tmp_path, name if encodes else None, pad_token_id=0, num_labels=1, **few)
+    build(
+        architectures.ENCODERS.get(name, name), tmp_path, name if encodes else None, pad_token_id=0, num_labels=1, **few
+    )
     save_padding_tokenizer(tmp_path)
     said = json.loads((tmp_path / "tokenizer_config.json").read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**said, "model_max_length": 10**30}))
@@ -170,4 +172,4 @@ def test_a_text_as_long_as_the_context_is_answered(name: str, tmp_path: Path) ->
 def test_every_architecture_is_named_in_the_docs() -> None:
     """docs/models.md has the whole allow-list, so that a user sees what is served before publishing it."""
     words = set((REPOSITORY / "docs" / "models.md").read_text().replace("`", " ").replace(",", " ").split())
-    assert sorted((allowed.GENERATORS | allowed.CLASSIFIERS | allowed.ENCODERS.keys()) - words) == []
+    assert sorted((architectures.GENERATORS | architectures.CLASSIFIERS | architectures.ENCODERS.keys()) - words) == []

@@ -281,11 +281,11 @@ def test_an_architecture_of_another_model_type_is_refused(tmp_path: Path) -> Non
 
 def test_the_allow_list_names_classes_that_transformers_has() -> None:
     """A name of the allow-list is a class, or a model type, of the transformers that is installed."""
-    from server.engine import allowed
+    from server.engine import architectures
 
     assert [
         name
-        for name in (*allowed.GENERATORS, *allowed.CLASSIFIERS, *allowed.ENCODERS.values())
+        for name in (*architectures.GENERATORS, *architectures.CLASSIFIERS, *architectures.ENCODERS.values())
         if not hasattr(transformers, name)
     ] == []
-    assert allowed.ENCODERS.keys() - set(transformers.CONFIG_MAPPING) == set()
+    assert architectures.ENCODERS.keys() - set(transformers.CONFIG_MAPPING) == set()

@@ -19,7 +19,7 @@ from cached.contract.status import State
 from cached.node.integrity.recheck import Recheck
 from cached.node.inventory import Inventory
 from cached.node.status_files import StatusFiles
-from cached.store import fetched, recovery, snapshots
+from cached.store import fetch_records, recovery, snapshots
 from tests.support.bitrot import flip
 from tests.support.filling import add_blob, manifest_of
 
@@ -39,7 +39,7 @@ class Node:
         self.digest = snapshots.publish(layout, manifest, snapshots.now())
         snapshots.set_name(layout, REF, self.digest)
         self.inventory = Inventory(layout, recovery.recover(layout))
-        self.inventory.fetched.setdefault(REF, fetched.unknown(self.digest, ""))
+        self.inventory.fetched.setdefault(REF, fetch_records.unknown(self.digest, ""))
         self.status_files = StatusFiles(layout.public, "node", lambda: None)
         self.show_settled(REF)
         self.fetched: set[ModelRef] = set()

@@ -20,9 +20,9 @@ from cached.contract.loadable.findings import Finding
 from cached.contract.reference import ModelRef
 from cached.contract.snapshot.verified import VerifiedRecord
 from cached.contract.status import NO_VERDICT, ModelStatus, State, Verdict, encode
-from cached.store import blobs, fetched, kept, recovery, snapshots
+from cached.store import blobs, fetch_records, kept_snapshots, recovery, snapshots
 from cached.store.digest_journal import DigestJournal
-from cached.store.fetched import FetchRecord
+from cached.store.fetch_records import FetchRecord
 from cached.store.ingest import Ingest, IngestKey
 from cached.store.start import index, survey
 from tests.support.filling import add_blob, aligned, manifest_of, publish, tree
@@ -38,7 +38,7 @@ Change = Callable[[Layout], object]
 
 
 def _write_record(layout: Layout, ref: ModelRef, record: FetchRecord) -> None:
-    fetched.set_unsynced(layout, ref, fetched.write_unsynced(layout, ref, record))
+    fetch_records.set_unsynced(layout, ref, fetch_records.write_unsynced(layout, ref, record))
 
 
 def _fill(layout: Layout) -> None:
@@ -151,7 +151,9 @@ OTHER_FILES: dict[str, Change] = {
     "a partial blob": _begin_a_blob,
     "a finished blob without its name": _finish_without_a_name,
     "a digest noted": lambda layout: DigestJournal(layout.digests, {}).record({"1" * 64: SHARED, "2" * 64: "3" * 64}),
-    "a snapshot kept for its pods": lambda layout: kept.write(layout, manifest_of(FILES).digest, frozenset({"uid"})),
+    "a snapshot kept for its pods": lambda layout: kept_snapshots.write(
+        layout, manifest_of(FILES).digest, frozenset({"uid"})
+    ),
     "trash": lambda layout: (layout.trash / "left").mkdir(),
     "a temporary record left": lambda layout: (_snapshot(layout, FILES).manifest.parent / ".tmp-left").touch(),
     "a verified record renewed": lambda layout: snapshots.write_verified(_snapshot(layout, FILES), VerifiedRecord({})),

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cached.transport.connection.bandwidth import BandwidthLimit
 from cached.transport.connection.cancel import Cancellation, Cancelled
-from cached.transport.connection.limits import BandwidthLimit
 
 _BURST_S = 0.1
 

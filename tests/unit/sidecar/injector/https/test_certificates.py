@@ -10,7 +10,7 @@ import pytest
 from cryptography import x509
 
 from cached.contract.errors import Permanent
-from sidecar.injector.certificates import CA_LIFE, CERTIFICATE_LIFE, SPREAD, CertificateKeys, next_keys
+from sidecar.injector.https.certificates import CA_LIFE, CERTIFICATE_LIFE, SPREAD, CertificateKeys, next_keys
 
 NAMES = ("holdfast-injector.holdfast.svc", "holdfast-injector.holdfast.svc.cluster.local")
 START = datetime(2026, 11, 20, tzinfo=UTC)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from cached.fetch.at_work import AtWork
+from cached.fetch.busy_workers import AtWork
 
 
 class Clock:

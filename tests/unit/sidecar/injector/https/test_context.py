@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import Permanent
-from sidecar.injector.tls import ServingTls
+from sidecar.injector.https.context import ServingTls
 from tests.support.certificates import Certificates, make_certificates
 
 

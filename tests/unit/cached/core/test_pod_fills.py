@@ -5,7 +5,7 @@ from __future__ import annotations
 from cached.contract.digest import Digest
 from cached.contract.reference import ModelRef
 from cached.core.demand import PodWant
-from cached.core.fills import PodFills, WaitingPod
+from cached.core.pod_fills import PodFills, WaitingPod
 
 A, B = ModelRef("m", "a"), ModelRef("m", "b")
 HERE, OTHER = Digest.of(b"here"), Digest.of(b"other")
