@@ -118,7 +118,7 @@ class _SmallSupply:
         return bool(segments)
 
     def is_waited_for(self) -> bool:
-        """Return False: nobody waits for it here."""
+        """Return False: no fetch waits for it here."""
         return False
 
     def received(self, assignment: Assignment, receipt: Receipt) -> None:

@@ -244,7 +244,7 @@ class PoolNode:
 
     def announce(self, address: str, message: Announce, now: float) -> Reply:
         """Let the tracker of a version answer. The first announce of a version asks all members for seeds, and
-        so does one that finds that nobody holds what was held, or that the origin fails."""
+        so does one that finds that no node holds what was held, or that the origin fails."""
         with self._lock:
             before = self._trackers.find_survey(message.version)
             reply = self._trackers.announce(address, message, now)

@@ -1,7 +1,7 @@
 """One version's fetch in a pool of nodes: a swarm behind the supplies of its blobs, and the thread that speaks for it.
 
 Law: the swarm decides (`cached/peers`), this carries out. One lock guards the swarm; nothing blocks while it is held.
-The thread announces, and asks neighbours what they have; it ends with the version's fetch. Whoever brings news wakes
+The thread announces, and asks neighbours what they have; it ends with the version's fetch. Each bringer of news wakes
 the downloads that had nothing to ask for. What this node has is served from the moment that it was checked.
 """
 

@@ -28,7 +28,7 @@ def bundle_of(*contents: bytes) -> bytes:
 
 
 def test_a_bundle_gives_the_blobs_that_were_asked_for() -> None:
-    """Each blob comes once, with its own bytes; one that nobody asked for, or that comes twice, is counted as wrong."""
+    """Each blob comes once, with its own bytes; one that was not asked for, or comes twice, is counted as wrong."""
     assert decode_wanted(encode_wanted(BLOBS)) == list(BLOBS)
     found = decode_bundle(bundle_of(*CONTENTS), BLOBS.keys())
     assert (found.blobs, found.wrong) == (BLOBS, 0)

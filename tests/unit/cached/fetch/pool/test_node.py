@@ -176,8 +176,8 @@ def test_a_tracker_knows_the_chain_that_a_seed_told(tmp_path: Path) -> None:
 
 
 def test_a_node_that_announces_is_not_asked(tmp_path: Path) -> None:
-    """Whoever has announced a version by the time that its turn comes is not asked whether it has the version: when a
-    thousand nodes begin together, nothing is dealt before the last one is asked."""
+    """A node that has announced a version before its turn comes is not asked whether it has it: when a thousand
+    nodes begin together, nothing is dealt before the last one is asked."""
     link = Link()
     count = 200
     places = [MemberAddress(f"10.0.0.{n}", 9402) for n in range(count)]
