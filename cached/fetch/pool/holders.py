@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 
 SEARCH_S = 2.0  # a member that has not answered by then does not count
 _KEPT_S = 5.0  # an answer: nodes that start together ask for the same
+_KEPT_EMPTY_S = 0.5  # one that names no node: the first to have the snapshot may be about to
 _ENOUGH = 4 * MAX_HOLDERS  # then no more members are asked
 _AT_ONCE = 8
 _MAX_KEPT = 256
@@ -32,6 +33,11 @@ class _Search:
     left: int
     found: list[str] = field(default_factory=list)
     ended: threading.Event = field(default_factory=threading.Event)
+
+    def is_fresh(self, now: float) -> bool:
+        """Return whether it answers for a question that is asked now; always while it runs."""
+        kept_s = _KEPT_S if self.found or not self.ended.is_set() else _KEPT_EMPTY_S
+        return now < self.began_at + kept_s
 
 
 class HolderSearch:
@@ -56,7 +62,7 @@ class HolderSearch:
         now = time.monotonic()
         with self._lock:
             search = self._searches.get(digest)
-            if search is not None and now < search.began_at + _KEPT_S:
+            if search is not None and search.is_fresh(now):
                 return search
             self._tidy(now)
             asked = list(members)
@@ -71,7 +77,7 @@ class HolderSearch:
     def _tidy(self, now: float) -> None:
         """Forget old answers; raises `TooMany` where none may be added. Call with the lock held."""
         running = {digest: each for digest, each in self._searches.items() if not each.ended.is_set()}
-        fresh = {digest: each for digest, each in self._searches.items() if now < each.began_at + _KEPT_S}
+        fresh = {digest: each for digest, each in self._searches.items() if each.is_fresh(now)}
         self._searches = kept = running | fresh
         if len(running) >= _AT_ONCE or len(kept) >= _MAX_KEPT:
             raise TooMany("too many searches for snapshots at once")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -81,3 +82,14 @@ def test_searches_are_bounded(executor: ThreadPoolExecutor) -> None:
         let_go.set()
         for each in began:
             each.join()
+
+
+def test_that_no_member_has_it_is_soon_asked_again(executor: ThreadPoolExecutor) -> None:
+    """The first node that has a snapshot is found by one that asks a second later, though another asked in vain before:
+    it would fetch from the origin what its neighbour has."""
+    here: set[str] = set()
+    search = HolderSearch(lambda member, digest: member in here, executor)
+    assert search.find(DIGESTS[0], MEMBERS[:3]) == ()
+    here.add(MEMBERS[1])
+    time.sleep(1.0)
+    assert search.find(DIGESTS[0], MEMBERS[:3]) == (MEMBERS[1],)
