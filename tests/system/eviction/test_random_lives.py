@@ -284,7 +284,9 @@ class Lives(RuleBasedStateMachine):
         assert ref not in node.inventory.pins
         model = node.catalog.models.get(ref.name)
         assert model is None or not model.pin
-        assert not any(want.ref == ref and want.pin in (None, digest) for want in node.cluster.pods()), ref
+        listed = None if model is None else model.versions.get(ref.version)
+        promised = None if listed is None else listed.digest  # what a pod waits for that names no digest itself
+        assert not any(w.ref == ref and (w.pin or promised) in (None, digest) for w in node.cluster.pods()), ref
         if node.inventory.names(digest) == [ref]:
             assert digest in node.cluster.held_back, "the label goes first"
 
