@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import hashlib
 import os
-import signal
 import socket
 import ssl
 import subprocess
@@ -26,23 +25,19 @@ from statistics import median
 
 from bench.harness import bench_main, in_turn, size_argument, workplace
 from bench.measure import cpu_seconds
-from bench.origins import loopback_environment, nginx, running
+from bench.origins import nginx
+from bench.peer_port import KEYS, port_process, serve_port
 from bench.report import Target
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
-from cached.peers.access import PoolKeys, SignedRequest
+from cached.peers.access import SignedRequest
 from cached.peers.messages import Announce, Reply
 from cached.peers.pieces import PIECE_BYTES
-from cached.peers.serving.channel import ClearChannel
-from cached.peers.serving.contents import Contents, NoPartials
-from cached.peers.serving.server import PeerServer, ServerSettings
 from cached.peers.serving.tls_files import TlsFiles, TlsPaths
 from cached.peers.trackers import TooMany
 
-_KEYS = PoolKeys([b"a key that is in no way a secret"])
 _CLIENTS = 8
 _BUFFER_BYTES = 4 * 1024 * 1024
-_SWITCH_S = 0.0005  # as in the daemon
 _TARGET = 1.10
 _NAME = "peers.bench"
 _TLS = "holdfast, TLS"
@@ -68,7 +63,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--serve", type=Path, metavar="ROOT", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.serve is not None:
-        return _serve(options.serve, over_tls=options.tls)
+        root: Path = options.serve
+        if options.tls:
+            serve_port(root, _NoAnnounces(), root / "port-tls", _read_certificate(root).open_channel)
+        else:
+            serve_port(root, _NoAnnounces(), root / "port")
+        return 0
     with workplace(None) as place, contextlib.ExitStack() as stack:
         layout = Layout(place.origin)
         blob = _make_blob(layout, options.size)
@@ -122,25 +122,6 @@ def _read_certificate(folder: Path) -> TlsFiles:
     return TlsFiles(TlsPaths(folder / "tls.crt", folder / "tls.key", folder / "tls.crt"))
 
 
-def _serve(root: Path, *, over_tls: bool) -> int:
-    """Be the server, until SIGTERM; its port is in the file `port`, or `port-tls`."""
-    sys.setswitchinterval(_SWITCH_S)
-    server = PeerServer(
-        Contents(Layout(root), NoPartials()),
-        _NoAnnounces(),
-        lambda: _KEYS,
-        ServerSettings(),
-        _Uncounted(),
-        open_channel=_read_certificate(root).open_channel if over_tls else ClearChannel,
-    )
-    port, name = server.open(("127.0.0.1", 0))[1], "port-tls" if over_tls else "port"
-    (root / "port.tmp").write_text(str(port))
-    (root / "port.tmp").rename(root / name)
-    signal.sigwait([signal.SIGTERM])
-    server.close()
-    return 0
-
-
 class _NoAnnounces:
     def announce(self, address: str, message: Announce, now: float) -> Reply:  # noqa: ARG002
         """Refuse: nothing is fetched."""
@@ -155,28 +136,12 @@ class _NoAnnounces:
         return ()
 
 
-class _Uncounted:
-    def sent(self, size: int) -> None:
-        """Count nothing."""
-
-    def refused(self, status: int) -> None:
-        """Count nothing."""
-
-
 @contextlib.contextmanager
 def _holdfast(scratch: Path, layout: Layout, tls: ssl.SSLContext | None) -> Iterator[tuple[int, tuple[str, int]]]:
     argv = [sys.executable, "-m", "bench.peer_serving", "--serve", str(layout.root), *(["--tls"] if tls else [])]
-    port = layout.root / ("port-tls" if tls else "port")
     scratch.mkdir()
-    signal.pthread_sigmask(
-        signal.SIG_BLOCK, [signal.SIGTERM]
-    )  # the server takes it by sigwait(3), from its first moment
-    try:
-        with running(argv, loopback_environment(), scratch / "holdfast.log", port.exists) as pid:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-            yield pid, ("127.0.0.1", int(port.read_text()))
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    with port_process(argv, scratch / "holdfast.log", layout.root / ("port-tls" if tls else "port")) as server:
+        yield server
 
 
 @contextlib.contextmanager
@@ -202,7 +167,7 @@ def _receiver(server: _Server) -> Callable[[list[tuple[int, int]]], int]:
         with _connect(server) as connection:
             for start, end in pieces:
                 wanted = f"bytes={start}-{end - 1}"
-                signed = _KEYS.sign(SignedRequest("GET", path, wanted), time.time())
+                signed = KEYS.sign(SignedRequest("GET", path, wanted), time.time())
                 head = f"GET {path} HTTP/1.1\r\nHost: x\r\nRange: {wanted}\r\nAuthorization: {signed}\r\n\r\n"
                 connection.sendall(head.encode())
                 total += _receive_body(connection, buffer, end - start)

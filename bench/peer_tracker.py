@@ -14,7 +14,6 @@ import argparse
 import contextlib
 import hashlib
 import random
-import signal
 import socket
 import sys
 import threading
@@ -24,21 +23,16 @@ from pathlib import Path
 
 from bench.harness import bench_main, workplace
 from bench.measure import cpu_seconds
-from bench.origins import loopback_environment, running
+from bench.peer_port import KEYS, port_process, serve_port
 from bench.report import Target
 from cached.contract.digest import Digest
-from cached.contract.layout import Layout
-from cached.peers.access import PoolKeys, SignedRequest, digest_content
+from cached.peers.access import SignedRequest, digest_content
 from cached.peers.messages import Announce, Reply, decode_reply, encode_announce
-from cached.peers.serving.contents import Contents, NoPartials
-from cached.peers.serving.server import PeerServer, ServerSettings
 from cached.peers.swarm import Swarm
 from cached.peers.trackers import Trackers
 
-_KEYS = PoolKeys([b"a key that is in no way a secret"])
 _PIECES = 4172
 _SPREADS_S = 50
-_SWITCH_S = 0.0005  # as in the daemon
 _TARGET = 0.30
 
 
@@ -46,11 +40,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the benchmark; return 1 if the target is missed."""
     parser = argparse.ArgumentParser(prog="python -m bench.peer_tracker", description=__doc__.partition("\n")[0])
     parser.add_argument("--nodes", type=int, default=1000, help="that announce (default 1000)")
-    parser.add_argument("--seconds", type=int, default=10, help="of the version's time (default 10)")
+    parser.add_argument(
+        "--seconds", type=_parse_seconds, default=10, help="of the version's time, 2 or more (default 10)"
+    )
     parser.add_argument("--serve", type=Path, metavar="ROOT", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.serve is not None:
-        return _serve(options.serve)
+        serve_port(options.serve, _Tracking(), options.serve / "port")
+        return 0
 
     with workplace(None) as place, _tracker(place.scratch, place.origin) as (pid, address):
         nodes = [_Node(number, address) for number in range(options.nodes)]
@@ -96,7 +93,7 @@ class _Node:
         now = second + self._number / nodes
         body = encode_announce(self._swarm.make_announce((1 << _PIECES) - 1, now))
         path, digest = "/v1/announces/9402", digest_content(body)
-        signed = _KEYS.sign(SignedRequest("POST", path, "", digest), time.time())
+        signed = KEYS.sign(SignedRequest("POST", path, "", digest), time.time())
         head = (
             f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\nContent-Digest: {digest}\r\n"
             f"Authorization: {signed}\r\n\r\n"
@@ -146,18 +143,11 @@ def _receive(connection: socket.socket) -> bytes | None:
     return body
 
 
-def _serve(root: Path) -> int:
-    """Be the tracker, until SIGTERM; its port is in the file `port`."""
-    sys.setswitchinterval(_SWITCH_S)
-    server = PeerServer(
-        Contents(Layout(root), NoPartials()), _Tracking(), lambda: _KEYS, ServerSettings(), _Uncounted()
-    )
-    port = server.open(("127.0.0.1", 0))[1]
-    (root / "port.tmp").write_text(str(port))
-    (root / "port.tmp").rename(root / "port")
-    signal.sigwait([signal.SIGTERM])
-    server.close()
-    return 0
+def _parse_seconds(text: str) -> int:
+    number = int(text)
+    if number < 2:
+        raise argparse.ArgumentTypeError(f"expected 2 or more, found {number}: the first second does not count")
+    return number
 
 
 class _Tracking:
@@ -181,26 +171,11 @@ class _Tracking:
         return ()
 
 
-class _Uncounted:
-    def sent(self, size: int) -> None:
-        """Count nothing."""
-
-    def refused(self, status: int) -> None:
-        """Count nothing."""
-
-
 @contextlib.contextmanager
 def _tracker(scratch: Path, root: Path) -> Iterator[tuple[int, tuple[str, int]]]:
     argv = [sys.executable, "-m", "bench.peer_tracker", "--serve", str(root)]
-    port = root / "port"
-    # The server takes it by sigwait(3), from its first moment.
-    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-    try:
-        with running(argv, loopback_environment(), scratch / "tracker.log", port.exists) as pid:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
-            yield pid, ("127.0.0.1", int(port.read_text()))
-    finally:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    with port_process(argv, scratch / "tracker.log", root / "port") as server:
+        yield server
 
 
 if __name__ == "__main__":
