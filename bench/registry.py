@@ -6,14 +6,14 @@ Law: a process on a free port over a folder of its own, which ends with the bloc
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from bench.http_setup import ask
 from bench.measure import failed
 from bench.origins import free_port, running, tool
 
@@ -42,7 +42,7 @@ def registry(scratch: Path) -> Iterator[str]:
 
     def listens() -> bool:
         try:
-            return _ask(f"127.0.0.1:{port}", "GET", "/v2/")[0] == 200
+            return ask(f"127.0.0.1:{port}", "GET", "/v2/").status == 200
         except OSError:
             return False
 
@@ -67,36 +67,11 @@ def push_artifact(host: str, tag: str, files: Iterable[tuple[str, Path]]) -> Non
         "layers": layers,
     }
     at = f"/v2/{REPOSITORY}/manifests/{tag}"
-    _expect(201, _ask(host, "PUT", at, json.dumps(document).encode(), {"Content-Type": _MANIFEST_TYPE}))
+    ask(host, "PUT", at, json.dumps(document).encode(), {"Content-Type": _MANIFEST_TYPE}).expect(201)
 
 
 def _push_blob(host: str, digest: str, data: bytes | Path) -> None:
-    begun = _expect(202, _ask(host, "POST", f"/v2/{REPOSITORY}/blobs/uploads/"))
-    parts = urlsplit(begun["Location"])
+    begun = ask(host, "POST", f"/v2/{REPOSITORY}/blobs/uploads/").expect(202)
+    parts = urlsplit(begun.headers["Location"])
     path = f"{parts.path}?{parts.query}&digest={digest}"
-    _expect(201, _ask(host, "PUT", path, data, {"Content-Type": "application/octet-stream"}))
-
-
-def _ask(
-    host: str, method: str, path: str, data: bytes | Path = b"", headers: Mapping[str, str] | None = None
-) -> tuple[int, Mapping[str, str]]:
-    connection = http.client.HTTPConnection(host, timeout=300)
-    try:
-        if isinstance(data, Path):
-            with data.open("rb") as file:
-                length = {"Content-Length": str(data.stat().st_size)}
-                connection.request(method, path, file, {**(headers or {}), **length})
-                answer = connection.getresponse()
-        else:
-            connection.request(method, path, data, headers or {})
-            answer = connection.getresponse()
-        answer.read()
-        return answer.status, dict(answer.getheaders())
-    finally:
-        connection.close()
-
-
-def _expect(status: int, answer: tuple[int, Mapping[str, str]]) -> Mapping[str, str]:
-    if answer[0] != status:
-        raise failed(f"the registry: expected {status}, found {answer[0]}")
-    return answer[1]
+    ask(host, "PUT", path, data, {"Content-Type": "application/octet-stream"}).expect(201)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import base64
 import hmac
-import http.client
 import json
 import os
 import shutil
@@ -27,11 +26,12 @@ from email.utils import formatdate
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from bench import report
 from bench.daemon import CatalogEntry, daemon, write_catalog
 from bench.harness import Workplace, bench_main, in_turn, size_argument, workplace
+from bench.http_setup import ask
 from bench.machine import require_space
 from bench.measure import Usage, cpu_seconds, failed, peak_memory, run_program, stop, tail, wait_until
 from bench.origins import Corpus, free_port, loopback_environment, random_corpus, tool
@@ -178,11 +178,11 @@ def google(place: Workplace, _files: int) -> Iterator[Store]:
     argv += ["-host", "127.0.0.1", "-port", str(port), "-log-level", "error"]
     with _serving(argv, port, place.scratch / "gcs.log"):
         host = f"127.0.0.1:{port}"
-        _expect(_ask(host, "POST", "/storage/v1/b?project=p", json.dumps({"name": _BUCKET}).encode()), 200)
+        ask(host, "POST", "/storage/v1/b?project=p", json.dumps({"name": _BUCKET}).encode()).expect(200)
 
         def upload(key: str, path: Path) -> None:
             at = f"/upload/storage/v1/b/{_BUCKET}/o?uploadType=media&name={quote(key, safe='')}"
-            _expect(_ask(host, "POST", at, path), 200)
+            ask(host, "POST", at, path).expect(200)
 
         client = _GCS_CLIENT.format(bucket=_BUCKET)
         fetch = _GCS_FETCH.replace("{workers}", str(max(4, os.cpu_count() or 1)))
@@ -209,15 +209,15 @@ def azure(place: Workplace, files: int) -> Iterator[Store]:
         def upload(key: str, path: Path) -> None:
             at = f"/{_ACCOUNT}/{_BUCKET}/{quote(key)}?{sas}"
             if path.stat().st_size <= _SMALL_BYTES:
-                _expect(_ask(host, "PUT", at, path, {"x-ms-blob-type": "BlockBlob"}), 201)
+                ask(host, "PUT", at, path, {"x-ms-blob-type": "BlockBlob"}).expect(201)
                 return
             blocks: list[str] = []
             with path.open("rb") as file:
                 while data := file.read(_BLOCK_BYTES):
                     blocks.append(base64.b64encode(b"%08d" % len(blocks)).decode())
-                    _expect(_ask(host, "PUT", f"{at}&comp=block&blockid={quote(blocks[-1], safe='')}", data), 201)
+                    ask(host, "PUT", f"{at}&comp=block&blockid={quote(blocks[-1], safe='')}", data).expect(201)
             listed = "".join(f"<Latest>{block}</Latest>" for block in blocks)
-            _expect(_ask(host, "PUT", f"{at}&comp=blocklist", f"<BlockList>{listed}</BlockList>".encode()), 201)
+            ask(host, "PUT", f"{at}&comp=blocklist", f"<BlockList>{listed}</BlockList>".encode()).expect(201)
 
         fetch = _AZURE_FETCH.replace("{workers}", "4").replace("{files}", str(files))
         listing = "client.list_blobs(name_starts_with='many/')"
@@ -232,7 +232,7 @@ def _create(host: str) -> None:
     text += f"/{_ACCOUNT}/{_ACCOUNT}/{_BUCKET}\nrestype:container"
     signature = base64.b64encode(hmac.new(base64.b64decode(_KEY), text.encode(), sha256).digest()).decode()
     headers["Authorization"] = f"SharedKey {_ACCOUNT}:{signature}"
-    _expect(_ask(host, "PUT", f"/{_ACCOUNT}/{_BUCKET}?restype=container", b"", headers), 201)
+    ask(host, "PUT", f"/{_ACCOUNT}/{_BUCKET}?restype=container", b"", headers).expect(201)
 
 
 @contextmanager
@@ -244,7 +244,7 @@ def _serving(argv: Sequence[str], port: int, log: Path) -> Iterator[None]:
         if process.poll() is not None:
             raise failed(f"{argv[0]} ended with {process.returncode}: {tail(log)}")
         try:
-            _ask(f"127.0.0.1:{port}", "GET", "/")
+            ask(f"127.0.0.1:{port}", "GET", "/")
         except OSError:
             return None
         return True
@@ -254,34 +254,6 @@ def _serving(argv: Sequence[str], port: int, log: Path) -> Iterator[None]:
         yield
     finally:
         stop(process)
-
-
-def _ask(
-    host: str, method: str, path: str, data: bytes | Path = b"", headers: Mapping[str, str] | None = None
-) -> tuple[int, bytes]:
-    connection = http.client.HTTPConnection(*_host_and_port(host), timeout=300)
-    try:
-        if isinstance(data, Path):
-            with data.open("rb") as file:
-                length = {"Content-Length": str(data.stat().st_size)}
-                connection.request(method, path, file, {**(headers or {}), **length})
-                answer = connection.getresponse()
-        else:
-            connection.request(method, path, data, headers or {})
-            answer = connection.getresponse()
-        return answer.status, answer.read()
-    finally:
-        connection.close()
-
-
-def _host_and_port(host: str) -> tuple[str, int]:
-    parts = urlsplit(f"http://{host}")
-    return parts.hostname or "", parts.port or 80
-
-
-def _expect(answer: tuple[int, bytes], status: int) -> None:
-    if answer[0] != status:
-        raise failed(f"the emulator: expected {status}, found {answer[0]} {answer[1][:200]!r}")
 
 
 if __name__ == "__main__":
