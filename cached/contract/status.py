@@ -15,6 +15,7 @@ from typing import Any
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.loadable.findings import Finding
+from cached.contract.program.units import format_duration, format_size
 from cached.contract.trust import Trust
 
 
@@ -140,6 +141,18 @@ class ModelStatus:
         """The state that lists show: a held version is ready whatever fetch runs for its name, unless its files are
         hashed again."""
         return State.READY if self.held is not None and not self.is_checked_again else self.state
+
+    def describe_pace(self) -> list[str]:
+        """Return in words what is known of a running fetch besides its bytes: the other nodes' share of them, its rate,
+        the remaining time."""
+        parts = []
+        if self.bytes_from_peers and self.bytes_done:
+            parts.append(f"{100 * self.bytes_from_peers // self.bytes_done} % of it from other nodes")
+        if self.rate_bytes_per_s:
+            parts.append(f"{format_size(self.rate_bytes_per_s)}/s")
+        if self.eta_s is not None:
+            parts.append(f"{format_duration(self.eta_s)} left")
+        return parts
 
     def document(self) -> dict[str, Any]:
         """Return the JSON object of this status."""

@@ -22,7 +22,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.layout import DEFAULT_ROOT, Layout, PublicLayout
 from cached.contract.program.options import EXIT_FAILED, OptionParser
-from cached.contract.program.units import format_duration, format_size
+from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
 
@@ -201,12 +201,6 @@ def describe_progress(status: ModelStatus) -> str:
     """Return bytes, percent, rate and remaining time; empty while none is known."""
     if status.state in (State.FETCHING, State.VERIFYING) and status.bytes_total:
         share = f"{100 * status.bytes_done // status.bytes_total} %"
-        parts = [f"{format_size(status.bytes_done)} of {format_size(status.bytes_total)} ({share})"]
-        if status.bytes_from_peers and status.bytes_done:
-            parts.append(f"{100 * status.bytes_from_peers // status.bytes_done} % of it from other nodes")
-        if status.rate_bytes_per_s:
-            parts.append(f"{format_size(status.rate_bytes_per_s)}/s")
-        if status.eta_s is not None:
-            parts.append(f"{format_duration(status.eta_s)} left")
-        return ", ".join(parts)
+        done = f"{format_size(status.bytes_done)} of {format_size(status.bytes_total)} ({share})"
+        return ", ".join([done, *status.describe_pace()])
     return "" if status.bytes_total is None else format_size(status.bytes_total)

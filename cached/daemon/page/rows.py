@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from cached.contract.program.units import format_duration, format_size
+from cached.contract.program.units import format_size
 from cached.contract.status import ModelStatus, State
 from cached.daemon.page.facts import VersionFacts
 from cached.daemon.page.markup import age, plain, text
@@ -54,14 +54,7 @@ def describe_progress(status: ModelStatus) -> str:
     """Return the share, rate and remaining time of a fetch or a check as HTML; empty while none is known."""
     if status.state not in (State.FETCHING, State.VERIFYING) or not status.bytes_total:
         return ""
-    parts = [f"{100 * status.bytes_done // status.bytes_total} %"]
-    if status.bytes_from_peers and status.bytes_done:
-        parts.append(f"{100 * status.bytes_from_peers // status.bytes_done} % of it from other nodes")
-    if status.rate_bytes_per_s:
-        parts.append(f"{format_size(status.rate_bytes_per_s)}/s")
-    if status.eta_s is not None:
-        parts.append(f"{format_duration(status.eta_s)} left")
-    return ", ".join(parts)
+    return ", ".join([f"{100 * status.bytes_done // status.bytes_total} %", *status.describe_pace()])
 
 
 def list_names(names: tuple[str, ...]) -> str:
