@@ -32,17 +32,6 @@ def api(tmp_path: Path) -> Iterator[FakeApi]:
 
 
 @pytest.fixture
-def account(api: FakeApi, tmp_path: Path) -> Path:
-    """A service account's folder."""
-    folder = tmp_path / "account"
-    folder.mkdir()
-    assert api.certificates is not None
-    (folder / "ca.crt").write_bytes(api.certificates.authority.read_bytes())
-    (folder / "token").write_text("first\n")
-    return folder
-
-
-@pytest.fixture
 def replicas(api: FakeApi, account: Path) -> tuple[PoolKeyStore, PoolKeyStore]:
     made = KubeApi(api.url, account)
     return PoolKeyStore(made, PLACE), PoolKeyStore(made, PLACE)

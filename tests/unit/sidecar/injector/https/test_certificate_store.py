@@ -44,17 +44,6 @@ def api(tmp_path: Path) -> Iterator[FakeApi]:
 
 
 @pytest.fixture
-def account(api: FakeApi, tmp_path: Path) -> Path:
-    """A service account's folder."""
-    folder = tmp_path / "account"
-    folder.mkdir()
-    assert api.certificates is not None
-    (folder / "ca.crt").write_bytes(api.certificates.authority.read_bytes())
-    (folder / "token").write_text("first\n")
-    return folder
-
-
-@pytest.fixture
 def replicas(api: FakeApi, account: Path) -> tuple[Replica, Replica]:
     return Replica(KubeApi(api.url, account)), Replica(KubeApi(api.url, account))
 
