@@ -19,6 +19,7 @@ _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _PIECE_BYTES = 1 << 20
 _OFFSETS = re.compile(rb'"data_offsets"\s*:\s*\[\s*\d+\s*,\s*(\d+)\s*\]')
 _LONGEST_OFFSETS = 256
+_JSON_SPACE = b" \t\r\n"
 _ZIP = b"PK\x03\x04"
 _ZIP_END = b"PK\x05\x06"
 _MAX_ZIP_END_BYTES = 22 + 65_535  # the record, and the longest comment
@@ -60,7 +61,7 @@ def _safetensors_damage(path: str, size: int, beginning: bytes, read: Read) -> s
     if 8 + length > size:
         return f"is cut short: its header says that it is {length} bytes long itself, found {size} bytes in all"
     end = 0
-    rest, offset = b"", 8
+    rest, last, offset = b"", b"{", 8
     while offset < 8 + length:
         piece = _part(path, offset, min(_PIECE_BYTES, 8 + length - offset), beginning, read)
         if not piece:
@@ -68,9 +69,10 @@ def _safetensors_damage(path: str, size: int, beginning: bytes, read: Read) -> s
         rest += piece
         for match in _OFFSETS.finditer(rest):
             end = max(end, int(match[1]))
+        last = piece.rstrip(_JSON_SPACE)[-8:] or last  # a header may be padded by any length
         rest, offset = rest[-_LONGEST_OFFSETS:], offset + len(piece)
-    if not rest.rstrip(b" \t\r\n\0").endswith(b"}"):
-        return f"is no safetensors file: its header of {length} bytes ends with {rest[-8:]!r}, not with a brace"
+    if not last.endswith(b"}"):
+        return f"is no safetensors file: its header of {length} bytes ends with {last!r}, not with a brace"
     expected = 8 + length + end
     if size < expected:
         return f"is cut short: its header says {expected} bytes, found {size}"

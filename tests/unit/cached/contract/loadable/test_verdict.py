@@ -47,6 +47,7 @@ BROKEN = {
     "cut in its header": WHOLE[:40],
     "cut in its tensors": WHOLE[:-1],
     "more than its tensors": WHOLE + b"\0",
+    "a header with zeros after it": struct.pack("<Q", 8) + b"{}" + bytes(6),
 }
 
 
@@ -63,9 +64,11 @@ def test_what_safetensors_refuses_is_a_finding(tmp_path: Path, data: bytes) -> N
 
 def test_what_safetensors_opens_is_none(tmp_path: Path) -> None:
     """Metadata that reads like offsets, no tensor, padding: what safetensors opens is whole."""
-    header = b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}' + b" " * 11
+    header = b'{"a":{"dtype":"U8","shape":[2],"data_offsets":[0,2]}}'
+    headers = [header + padding for padding in (b" " * 11, b"\t\r\n ", b" " * 4000, b" " * (3 << 20))]
+    padded = [struct.pack("<Q", len(each)) + each + b"ab" for each in headers]
     big = save({f"layer.{number}.weight": torch.zeros(1) for number in range(20_000)})  # of several reads
-    for data in (WHOLE, big, struct.pack("<Q", 2) + b"{}", struct.pack("<Q", len(header)) + header + b"ab"):
+    for data in (WHOLE, big, struct.pack("<Q", 2) + b"{}", *padded):
         path = tmp_path / "model.safetensors"
         path.write_bytes(data)
         with safe_open(path, framework="pt") as opened:
