@@ -37,7 +37,7 @@ from cached.contract.status import ModelStatus, State
 if TYPE_CHECKING:
     from rich.console import Console
 
-_POLL_S = 0.1
+_POLL_S = 0.05
 _ANSWER_S = 30.0
 _ASK_S = 0.25
 _LATER_ANSWER_S = 2.0
@@ -146,6 +146,7 @@ class _Pull:
         self._options = options
         self._answer = answer
         self._asked_at = time.monotonic()
+        self._state = answer.state
 
     def is_ready(self, status: ModelStatus | None) -> bool:
         """Tell whether the version is ready; raises the daemon's error once the pull has failed."""
@@ -155,8 +156,11 @@ class _Pull:
             if status.state is State.FAILED and status.error is not None and status.error.permanent:
                 raise Permanent(status.error.code, status.error.message, status.error.remedy)
             return status.state is State.READY
-        if time.monotonic() - self._asked_at >= _ASK_S:
+        changed = status is not None and status.state is not self._state
+        if changed or time.monotonic() - self._asked_at >= _ASK_S:
             self._refresh_answer()
+        if status is not None:
+            self._state = status.state
         if self._answer.error is not None:
             raise self._answer.error
         return self._answer.digest is not None
