@@ -11,9 +11,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from pathlib import Path
 
 from cached.contract.layout import PublicLayout, SnapshotLayout
+from cached.contract.snapshot.flock import is_locked
 
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # never waits for the writer of a pipe
 
@@ -49,23 +49,9 @@ class Doubt:
 
 def is_bell_held(public: PublicLayout) -> bool:
     """Return whether a reader rings. Raises OSError where the folder of snapshots cannot be opened or locked."""
-    return _is_locked(public.snapshots, _OPEN | os.O_DIRECTORY)
+    return is_locked(public.snapshots, _OPEN | os.O_DIRECTORY)
 
 
 def is_doubted(snapshot: SnapshotLayout) -> bool:
     """Return whether a reader doubts this snapshot; False where its record is missing or no file. Raises OSError."""
-    return _is_locked(snapshot.verified, _OPEN)
-
-
-def _is_locked(path: Path, flags: int) -> bool:
-    try:
-        descriptor = os.open(path, flags)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    return is_locked(snapshot.verified, _OPEN)

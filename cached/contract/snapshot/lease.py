@@ -12,6 +12,10 @@ import os
 import threading
 from pathlib import Path
 
+from cached.contract.snapshot.flock import is_locked
+
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
+
 _probe = threading.Lock()  # `is_held` locks the lease for a moment: our own eviction must not count that as a holder
 
 
@@ -65,27 +69,13 @@ def take_exclusive(path: Path) -> Lease | None:
 
 def is_held(path: Path) -> bool:
     """Return whether the lease at `path` has a holder now. Raises OSError."""
-    try:
-        descriptor = _open(path)
-    except FileNotFoundError:
-        return False
     with _probe:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(descriptor)
-    return False
-
-
-def _open(path: Path) -> int:
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return is_locked(path, _OPEN)
 
 
 def _take(path: Path, kind: int) -> Lease | None:
     try:
-        descriptor = _open(path)
+        descriptor = os.open(path, _OPEN)
     except FileNotFoundError:
         return None
     with contextlib.ExitStack() as closing, contextlib.suppress(BlockingIOError, FileNotFoundError):
