@@ -33,20 +33,16 @@ _VERSION_KEYS = ("digest", "follow", "for", "link", "require", "source", "trust"
 _DEFAULT_KEYS = ("for", "require", "source", "trust")
 
 
-@dataclass(frozen=True, slots=True)
-class CatalogVersion:
-    """One version with the settings that apply to it. `source` has `{name}` and `{version}` filled in and may carry
-    credentials; `keep`: the model's `pin: true`, never evict; `follow`: fetch what the source has later, too; `preset`:
-    its `for`; `require_loadable`: its `require: loadable`; `trust`: the least that the source must vouch for;
-    `link`: its `link: true`, share the bytes of local files."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FetchRequest:
+    """One version and what its fetch asks of the source. `source` has `{name}` and `{version}` filled in and may carry
+    credentials; `preset`: its `for`; `require_loadable`: its `require: loadable`; `trust`: the least that the source
+    must vouch for; `link`: share the bytes of local files where that can be, which changes no content."""
 
     ref: ModelRef
     source: str = field(repr=False)
-    digest: Digest | None
     include: tuple[str, ...]
     exclude: tuple[str, ...]
-    keep: bool
-    follow: bool
     preset: Preset = DEFAULT
     require_loadable: bool = False
     trust: Trust = Trust.SIZED
@@ -54,7 +50,7 @@ class CatalogVersion:
 
     @property
     def request(self) -> str:
-        """The hash of this version's fetch request, by `hash_request`."""
+        """The hash of the fetch request, by `hash_request`."""
         return hash_request(
             self.source,
             self.include,
@@ -63,6 +59,16 @@ class CatalogVersion:
             self.trust,
             require_loadable=self.require_loadable,
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CatalogVersion(FetchRequest):
+    """One version with the settings that apply to it. `keep`: the model's `pin: true`, never evict; `follow`: fetch
+    what the source has later, too."""
+
+    digest: Digest | None
+    keep: bool
+    follow: bool
 
 
 @lru_cache(maxsize=1 << 14)  # called for each version in each plan
@@ -355,17 +361,17 @@ def _find(model: CatalogModel, version: str, default_source: str | None) -> Cata
 def _apply(model: CatalogModel, ref: ModelRef, template: str, digest: Digest | None) -> CatalogVersion:
     source = template.replace("{name}", ref.name).replace("{version}", ref.version)
     return CatalogVersion(
-        ref,
-        source,
-        digest,
-        model.include,
-        model.exclude,
-        model.pin,
-        model.follow,
-        model.preset,
-        model.require_loadable,
-        model.trust,
-        model.link,
+        ref=ref,
+        source=source,
+        digest=digest,
+        include=model.include,
+        exclude=model.exclude,
+        keep=model.pin,
+        follow=model.follow,
+        preset=model.preset,
+        require_loadable=model.require_loadable,
+        trust=model.trust,
+        link=model.link,
     )
 
 

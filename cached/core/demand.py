@@ -15,9 +15,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, Permanent
 from cached.contract.namespaces import ForbiddenNamespace
 from cached.contract.reference import ModelRef
-from cached.contract.trust import Trust
-from cached.core.catalog import Catalog, CatalogVersion, hash_request
-from cached.core.selection.presets import DEFAULT, Preset
+from cached.core.catalog import Catalog, CatalogVersion, FetchRequest
 
 
 class Priority(IntEnum):
@@ -59,37 +57,16 @@ class PullWant:
     pin: Digest | None
 
 
-@dataclass(frozen=True, slots=True)
-class Want:
-    """One wanted version with everything its fetch needs. `source` may carry credentials; `reasons` are for a person;
-    `keep`: never evict; `pin_promised`: the pin comes from the catalog, not from pods or pulls only; `link`: share the
-    bytes of local files where that can be, which changes no content."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Want(FetchRequest):
+    """One wanted version with everything its fetch needs. `reasons` are for a person; `keep`: never evict;
+    `pin_promised`: the pin comes from the catalog, not from pods or pulls only."""
 
-    ref: ModelRef
-    source: str = field(repr=False)
     pin: Digest | None
-    include: tuple[str, ...]
-    exclude: tuple[str, ...]
     priority: Priority
     reasons: tuple[str, ...]
     keep: bool
     pin_promised: bool = False
-    preset: Preset = DEFAULT
-    require_loadable: bool = False
-    trust: Trust = Trust.SIZED
-    link: bool = False
-
-    @property
-    def request(self) -> str:
-        """The hash of the fetch request: `catalog.hash_request` of source and filters."""
-        return hash_request(
-            self.source,
-            self.include,
-            self.exclude,
-            self.preset,
-            self.trust,
-            require_loadable=self.require_loadable,
-        )
 
     def is_met_by(self, digest: Digest | None, request: str | None) -> bool:
         """Return whether content of `digest`, fetched for `request`, meets this want: a pin by its digest, without a

@@ -229,7 +229,17 @@ class Imports:
         """Return the publication. Its record has the catalog's request: who imports says that this is what the catalog
         asks for, so that no source needs to be asked."""
         require = entry is not None and entry.require_loadable
-        want = Want(ref, "", None, (), (), Priority.PULL, ("import",), keep=False, require_loadable=require)
+        want = Want(
+            ref=ref,
+            source="",
+            pin=None,
+            include=(),
+            exclude=(),
+            priority=Priority.PULL,
+            reasons=("import",),
+            keep=False,
+            require_loadable=require,
+        )
         names = [file.path for file in manifest.files]
         record = FetchRecord(
             digest=manifest.digest,

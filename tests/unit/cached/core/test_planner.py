@@ -37,7 +37,16 @@ UNKNOWN = Permanent("unknown_model", "no such model", "add it")
 
 
 def want(name: str, priority: Priority = Priority.WAITING, **changes: Any) -> Want:
-    made = Want(ModelRef(name, "v1"), f"s3://b/{name}", None, (), (), priority, ("pod ns/p",), False)
+    made = Want(
+        ref=ModelRef(name, "v1"),
+        source=f"s3://b/{name}",
+        pin=None,
+        include=(),
+        exclude=(),
+        priority=priority,
+        reasons=("pod ns/p",),
+        keep=False,
+    )
     return replace(made, **changes)
 
 
