@@ -16,7 +16,6 @@ import hashlib
 import random
 import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,11 +24,10 @@ from bench.harness import bench_main, workplace
 from bench.measure import cpu_seconds
 from bench.peer_port import KEYS, port_process, serve_port
 from bench.report import Target
-from cached.contract.digest import Digest
 from cached.peers.access import SignedRequest, digest_content
-from cached.peers.messages import Announce, Reply, decode_reply, encode_announce
+from cached.peers.messages import decode_reply, encode_announce
 from cached.peers.swarm import Swarm
-from cached.peers.trackers import Trackers
+from tests.support.pooling import Tracking
 
 _PIECES = 4172
 _SPREADS_S = 50
@@ -46,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--serve", type=Path, metavar="ROOT", help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.serve is not None:
-        serve_port(options.serve, _Tracking(), options.serve / "port")
+        serve_port(options.serve, Tracking(), options.serve / "port")
         return 0
 
     with workplace(None) as place, _tracker(place.scratch, place.origin) as (pid, address):
@@ -148,27 +146,6 @@ def _parse_seconds(text: str) -> int:
     if number < 2:
         raise argparse.ArgumentTypeError(f"expected 2 or more, found {number}: the first second does not count")
     return number
-
-
-class _Tracking:
-    """As the daemon's node of a pool answers announces."""
-
-    def __init__(self) -> None:
-        self._trackers = Trackers(random.Random(1))
-        self._lock = threading.Lock()
-
-    def announce(self, address: str, message: Announce, now: float) -> Reply:
-        """Let the tracker answer."""
-        with self._lock:
-            return self._trackers.announce(address, message, now)
-
-    def seed(self, message: Announce) -> Announce | None:  # noqa: ARG002
-        """Return None: nothing is fetched."""
-        return None
-
-    def find_holders(self, digest: Digest) -> tuple[str, ...]:  # noqa: ARG002
-        """Return nothing: nothing is held."""
-        return ()
 
 
 @contextlib.contextmanager

@@ -5,11 +5,14 @@ Law: real threads, files and sockets, wired as `cached/daemon/pool.py` does; onl
 
 from __future__ import annotations
 
+import random
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+from cached.contract.digest import Digest
 from cached.daemon.pool import PoolTls
 from cached.fetch.pool.link import HttpPoolLink
 from cached.fetch.pool.membership import MemberAddress, Membership
@@ -17,9 +20,11 @@ from cached.fetch.pool.node import PoolNode
 from cached.fetch.workers import PEER_HTTP
 from cached.peers.access import PoolKeys
 from cached.peers.members import format_address
+from cached.peers.messages import Announce, Reply
 from cached.peers.serving.channel import ClearChannel
 from cached.peers.serving.contents import Contents
 from cached.peers.serving.server import PeerServer, ServerSettings
+from cached.peers.trackers import Trackers
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
 from tests.support.fetching import DEADLINE_S, check_committed, http, open_engine, spec_of
@@ -33,6 +38,29 @@ def free_ports(count: int) -> list[int]:
     with ExitStack() as probes:
         sockets = [probes.enter_context(socket.create_server((HOST, 0))) for _ in range(count)]
         return [each.getsockname()[1] for each in sockets]
+
+
+class Tracking:
+    """Answers announces with one node's trackers, and has no version to seed."""
+
+    def __init__(self) -> None:
+        self._trackers = Trackers(random.Random(1))
+        self._lock = threading.Lock()
+
+    def announce(self, address: str, message: Announce, now: float) -> Reply:
+        with self._lock:
+            return self._trackers.announce(address, message, now)
+
+    def end_survey(self, version: str) -> None:
+        """Let no node have had the version before."""
+        with self._lock:
+            self._trackers.end_survey(version)
+
+    def seed(self, message: Announce) -> Announce | None:
+        return None
+
+    def find_holders(self, digest: Digest) -> tuple[str, ...]:
+        return ()
 
 
 class Counted:

@@ -57,7 +57,7 @@ from tests.support.origin_faults import (
     Status,
     Truncate,
 )
-from tests.unit.cached.peers.serving.conftest import Tracking
+from tests.support.pooling import Tracking
 
 LONG = noise()  # two pieces and a short one: long enough to be recorded
 DATA = LONG[: SEGMENT_BYTES + 2 * MIB + 5]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -11,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.fetch.pool.link import HttpPoolLink
 from cached.fetch.workers import PEER_HTTP
@@ -20,36 +17,24 @@ from cached.peers.messages import Announce, Reply, encode_reply
 from cached.peers.pieces import PIECE_BYTES, PieceMap
 from cached.peers.serving.contents import Contents, NoPartials
 from cached.peers.serving.server import PeerServer, ServerSettings
-from cached.peers.trackers import Trackers
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
 from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import Content, Endless, Fault, Hangup, Raw, Redirect, Status
-from tests.support.pooling import HOST, KEYS, Counted
+from tests.support.pooling import HOST, KEYS, Counted, Tracking
 
 BLOBS = (("a" * 64, 40 * PIECE_BYTES),)
 PIECES = PieceMap(BLOBS)
 ANNOUNCE = Announce(PIECES.key, PIECES.count, "", 0, (1 << PIECES.count) - 1, blobs=BLOBS)
 
 
-class Tracking:
+class Surveyed(Tracking):
     """A node that only keeps track; no node has the version."""
 
-    def __init__(self) -> None:
-        self._trackers = Trackers(random.Random(1))
-        self._lock = threading.Lock()
-
     def announce(self, address: str, message: Announce, now: float) -> Reply:
-        with self._lock:
-            reply = self._trackers.announce(address, message, now)
-            self._trackers.end_survey(message.version)
-            return reply
-
-    def seed(self, message: Announce) -> Announce | None:
-        return None
-
-    def find_holders(self, digest: Digest) -> tuple[str, ...]:
-        return ()
+        reply = super().announce(address, message, now)
+        self.end_survey(message.version)
+        return reply
 
 
 class Members:
@@ -70,7 +55,7 @@ class Network:
         self._servers: dict[str, PeerServer] = {}
         for _ in range(3):
             contents = Contents(Layout(folder), NoPartials())
-            server = PeerServer(contents, Tracking(), lambda: KEYS, ServerSettings(), Counted())
+            server = PeerServer(contents, Surveyed(), lambda: KEYS, ServerSettings(), Counted())
             host, port = server.open((HOST, 0))
             stack.callback(server.close)
             self._servers[f"{host}:{port}"] = server

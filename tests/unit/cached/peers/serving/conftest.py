@@ -6,57 +6,19 @@ import contextlib
 import hashlib
 import http.client
 import os
-import random
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.peers.access import PoolKeys, SignedRequest, digest_content
-from cached.peers.messages import Announce, Reply
 from cached.peers.serving.channel import ChannelMaker, ClearChannel
 from cached.peers.serving.contents import Contents, NoPartials
 from cached.peers.serving.server import PeerServer, ServerSettings
-from cached.peers.trackers import Trackers
-
-KEYS = PoolKeys([b"0123456789abcdef" * 2])
-
-
-class Tracking:
-    """Answers announces with one node's trackers, and has no version to seed."""
-
-    def __init__(self) -> None:
-        self._trackers = Trackers(random.Random(1))
-        self._lock = threading.Lock()
-
-    def announce(self, address: str, message: Announce, now: float) -> Reply:
-        with self._lock:
-            return self._trackers.announce(address, message, now)
-
-    def seed(self, message: Announce) -> Announce | None:
-        return None
-
-    def find_holders(self, digest: Digest) -> tuple[str, ...]:
-        return ()
-
-
-@dataclass
-class Counted:
-    """The metrics of a server."""
-
-    sent_bytes: int = 0
-    refusals: list[int] = field(default_factory=list)
-
-    def sent(self, size: int) -> None:
-        self.sent_bytes += size
-
-    def refused(self, status: int) -> None:
-        self.refusals.append(status)
+from tests.support.pooling import KEYS, Counted, Tracking
 
 
 @dataclass(frozen=True)

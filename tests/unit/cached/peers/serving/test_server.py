@@ -27,7 +27,8 @@ from cached.peers.pieces import PIECE_BYTES
 from cached.peers.serving.contents import Contents, NoPartials
 from cached.peers.serving.server import PeerServer, ServerSettings
 from tests.support.fetching import eventually
-from tests.unit.cached.peers.serving.conftest import KEYS, Counted, Node, Tracking
+from tests.support.pooling import KEYS, Counted, Tracking
+from tests.unit.cached.peers.serving.conftest import Node
 
 Start = Callable[..., Node]
 DATA = os.urandom(3 * 1024 * 1024 + 17)

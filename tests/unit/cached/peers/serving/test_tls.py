@@ -26,7 +26,8 @@ from cached.transport.connection.settings import ServerTrust
 from cached.transport.target import HttpTarget
 from tests.support.certificates import Certificates, make_certificates
 from tests.support.fetching import eventually
-from tests.unit.cached.peers.serving.conftest import KEYS, Node
+from tests.support.pooling import KEYS
+from tests.unit.cached.peers.serving.conftest import Node
 
 Start = Callable[..., Node]
 NAME = "peers.example"
