@@ -102,6 +102,7 @@ class Download:
         self.result: Future[Verified] = Future()
         self.bytes_done = 0  # written so far, including resumed ones
         self._peer_bytes = 0
+        self._arriving: dict[int, _Arriving] = {}  # by thread
         self.not_before = 0.0  # monotonic seconds
         self._paused_until = 0.0  # of the origin; the same, where there is no other place
         self.last_error: HoldfastError | None = None
@@ -133,6 +134,12 @@ class Download:
     def bytes_from_peers(self) -> int:
         """Of `bytes_done`, those that other nodes sent."""
         return self.bytes_done if self.spec.kind == _PEER else self._peer_bytes
+
+    def count_received(self) -> int:
+        """Return `bytes_done` and what has come of the buffers and pieces that are being received: on a slow link one
+        buffer takes many seconds."""
+        with self._lock:
+            return self.bytes_done + sum(each.count() for each in self._arriving.values())
 
     def has_work(self) -> bool:
         """Return whether another worker could help now."""
@@ -197,6 +204,8 @@ class Download:
             if interrupted.error is not None:  # before `leave`, which commits an attempt that has all its bytes
                 self._retry_or_fail(attempt, interrupted.error)
         finally:
+            with self._lock:
+                self._arriving.pop(threading.get_ident(), None)
             attempt.end_segment(rest)
 
     def crash(self, cause: Exception) -> None:
@@ -298,6 +307,7 @@ class Download:
         with body:
             if (body.start, body.length) != (extent.start, _size(extent)):
                 raise Transient("bad_response", f"{self.spec.name}: not the range that was asked for", "")
+            self._count_arriving(body, _size(segment))
             while offset < extent.end:
                 stop = min(each for each in (segment.start, segment.end, extent.end) if each > offset)
                 with self._workers.buffers.lent() as buffer:
@@ -374,6 +384,7 @@ class Download:
         buffer = self._workers.buffers.take()
         wanted = len(buffer) if end is None else min(len(buffer), end - at.offset)
         before, length, received_s = body.received, 0, 0.0
+        self._count_arriving(body, wanted)
         try:
             if end is not None:
                 self._space.grow(at.offset + wanted)
@@ -514,8 +525,14 @@ class Download:
 
     # --- outcomes --------------------------------------------------------------------------------------------------
 
+    def _count_arriving(self, body: AnyBody, most: int) -> None:
+        """Count what this thread receives of `body` from now on, at most `most` bytes, until they are done or lost."""
+        with self._lock:
+            self._arriving[threading.get_ident()] = _Arriving(body, body.received, most)
+
     def _progressed(self, size: int, streaming: bool) -> None:
         with self._lock:
+            self._arriving.pop(threading.get_ident(), None)
             self.bytes_done += size
             self.received_at = time.monotonic()
             if not streaming:  # a broken stream starts over: that is no progress
@@ -623,6 +640,19 @@ class _Position:
     offset: int
     streaming: bool
     digest: Hasher | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Arriving:
+    """Bytes that are being received and not yet written: those of `body` after the first `before`, at most `most`."""
+
+    body: AnyBody
+    before: int
+    most: int
+
+    def count(self) -> int:
+        # A body that turns out to be a page has received nothing.
+        return max(0, min(self.body.received - self.before, self.most))
 
 
 class _DiskFailed(Exception):

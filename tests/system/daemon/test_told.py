@@ -79,6 +79,19 @@ def test_bytes_done_count_a_shared_blob_for_each_file(daemon: DaemonProcess, ori
     daemon.wait_ready(V1)
 
 
+def test_bytes_done_count_a_buffer_that_is_not_full(daemon: DaemonProcess, origin: HostileOrigin) -> None:
+    """On a link where one buffer takes many seconds, `bytes_done` has what has come of it: rate and remaining time
+    follow the link and not the buffers."""
+    let_go = threading.Event()
+    origin.publish("/tiny/", {"a.bin": bytes(_SIZE)})
+    origin.always("/tiny/a.bin", Pause(1_000_007, let_go))
+    daemon.write_catalog({"tiny": prefetched(origin.url("/tiny/"))})
+    daemon.start("--connections", "1")
+    daemon.wait_status(V1, lambda status: status.get("bytes_done") == 1_000_007, "a part of a buffer")
+    let_go.set()
+    daemon.wait_ready(V1)
+
+
 def test_the_heartbeat_moves(daemon: DaemonProcess) -> None:
     """status/daemon.json says who this is, and is never older than five seconds."""
     daemon.write_catalog({})

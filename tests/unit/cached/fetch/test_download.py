@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import threading
 import weakref
 from concurrent.futures import wait
 from dataclasses import replace
@@ -43,6 +44,7 @@ from tests.support.origin_faults import (
     FlipBit,
     Hangup,
     Headers,
+    Pause,
     ResetAfter,
     Stall,
     Status,
@@ -104,6 +106,20 @@ def test_what_came_before_a_reset_is_kept(tmp_path: Path, origin: HostileOrigin)
     first, second = ranges_of(origin.requests)
     assert first[0] == 0
     assert 16 * MIB <= second[0] <= 17 * MIB
+
+
+def test_bytes_are_counted_as_they_come(tmp_path: Path, origin: HostileOrigin) -> None:
+    """Bytes of a buffer that is not full count; of those before a reset the ones that are kept; none counts twice."""
+    data, let_go = noise()[: 9 * MIB], threading.Event()
+    origin.put("/f", data, etag='"v1"')
+    origin.script("/f", ResetAfter(MIB + 7), Pause(5, let_go))
+    with open_engine(tmp_path / "root", 1) as engine:
+        download = engine.launch(spec_of(data), http(origin.url("/f")))
+        eventually(lambda: download.count_received() == MIB + 5)
+        assert download.bytes_done == MIB
+        let_go.set()
+        download.result.result(DEADLINE_S)
+        eventually(lambda: download.count_received() == len(data))
 
 
 def test_three_bad_responses_are_permanent(tmp_path: Path, origin: HostileOrigin) -> None:
