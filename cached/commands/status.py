@@ -1,7 +1,7 @@
 """`holdfast status`: show the daemon's heartbeat, the disk and every version's state, once or refreshed in place.
 
 Law: reads the public tree, so that it also works while the daemon is down, and asks one that runs only for what it
-alone knows: which pods wait.
+alone knows: which pods wait, and the account of the disk within its quota.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cached.commands.shared.common import (
     get_public_tree,
     report_errors,
 )
-from cached.commands.shared.control_client import ControlClient
+from cached.commands.shared.control_client import ControlClient, NodeState
 from cached.commands.shared.style import is_terminal, wrap
 from cached.commands.shared.tree import list_model_statuses, read_daemon_status, read_disk_space, seconds_since
 from cached.contract.errors import HoldfastError
@@ -77,10 +77,10 @@ def _watch_live(layout: Layout, console: Console) -> int:
     with contextlib.suppress(KeyboardInterrupt), bars.open_live(console, whole_screen=True) as live:
         while True:
             statuses = list_model_statuses(layout.public)
-            lines = shutil.get_terminal_size().lines
-            notes = [_list_waiting(_ask_waiting(layout) or [], _MOST_PODS_LIVE), _list_errors(statuses)]
+            lines, node = shutil.get_terminal_size().lines, _ask_node(layout)
+            notes = [_list_waiting(node, _MOST_PODS_LIVE), _list_errors(statuses)]
             shown = "\n".join(filter(None, notes))
-            live.update(bars.draw_status(_head(layout.public), statuses, shown, lines), refresh=True)
+            live.update(bars.draw_status(_head(layout.public, node), statuses, shown, lines), refresh=True)
             time.sleep(_REFRESH_S)
     sys.stdout.write(_text(layout))
     return EXIT_DONE
@@ -93,35 +93,42 @@ def _redraw(text: str) -> str:
     return "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J"
 
 
-def _ask_waiting(layout: Layout) -> list[dict[str, Any]] | None:
-    """Return the pods that wait, the longest first; None where the daemon does not answer this user at once."""
+def _ask_node(layout: Layout) -> NodeState | None:
+    """Return what the daemon alone knows; None where it does not answer this user at once."""
     try:
-        return ControlClient(layout, _ANSWER_S).list_waiting()
+        return ControlClient(layout, _ANSWER_S).read_node_state()
     except HoldfastError:
         return None
 
 
 def _document(layout: Layout) -> dict[str, Any]:
     """Return the document of `/v1/status`, as far as the public tree has it, and the pods that wait."""
-    public = layout.public
+    public, node = layout.public, _ask_node(layout)
     daemon = read_daemon_status(public)
     return {
         "daemon": None if daemon is None else daemon.document(),
-        "disk": read_disk_space(public),
+        "disk": (node and node.disk) or {**read_disk_space(public), "reserved": None, "error": None},
         "models": [status.document() for status in list_model_statuses(public)],
-        "waiting": _ask_waiting(layout),
+        "waiting": None if node is None else node.waiting,
     }
 
 
-def _head(public: PublicLayout) -> str:
-    space = read_disk_space(public)
-    used = 100 * space["used"] / max(1, space["capacity"])
-    lines = _daemon_line(read_daemon_status(public))
-    return lines + f"disk    {format_size(space['free'])} free of {format_size(space['capacity'])}, {used:.0f} % used\n"
+def _head(public: PublicLayout, node: NodeState | None) -> str:
+    return _daemon_line(read_daemon_status(public)) + _disk_line(public, node)
+
+
+def _disk_line(public: PublicLayout, node: NodeState | None) -> str:
+    """Return the daemon's account of its quota, or what the file system has where the daemon does not answer."""
+    own = None if node is None else node.disk
+    space = read_disk_space(public) if own is None else own
+    used = 100 * (space["used"] + space.get("reserved", 0)) / max(1, space["capacity"])
+    whose = " (the whole file system: the daemon tells no more)" if own is None else ""
+    return f"disk    {format_size(space['free'])} free of {format_size(space['capacity'])}, {used:.0f} % used{whose}\n"
 
 
 def _text(layout: Layout) -> str:
-    head = f"{_head(layout.public)}\n"
+    node = _ask_node(layout)
+    head = f"{_head(layout.public, node)}\n"
     statuses = list_model_statuses(layout.public)
     if not statuses:
         return head + "no version is wanted here yet\n"
@@ -129,14 +136,16 @@ def _text(layout: Layout) -> str:
     for status in statuses:
         ref, since = f"{status.model}@{status.version}", format_duration(seconds_since(status.since))
         rows.append((ref, status.state.value, since, describe_progress(status)))
-    notes = [_list_waiting(_ask_waiting(layout) or [], _MOST_PODS), _list_errors(statuses)]
+    notes = [_list_waiting(node, _MOST_PODS), _list_errors(statuses)]
     return head + format_table(fit_names(rows)) + "".join(f"\n{each}" for each in notes if each)
 
 
-def _list_waiting(pods: Sequence[dict[str, Any]], most: int) -> str:
-    """Return a table of the first of these pods, each with what it waits for and how long; empty without any."""
-    if not pods:
+def _list_waiting(node: NodeState | None, most: int) -> str:
+    """Return a table of the first of the pods that wait, each with what it waits for and how long; empty without
+    any."""
+    if node is None or not node.waiting:
         return ""
+    pods = node.waiting
     rows = [("POD", "WAITS FOR", "FOR")]
     for each in pods[:most]:
         since = "-" if each["since"] is None else format_duration(seconds_since(each["since"]))

@@ -125,17 +125,21 @@ class DaemonService:
     def make_status(self) -> dict[str, Any]:
         """Return the document of `GET /v1/status`."""
         self._reconciler.mark_used()
-        use, error = self._use()
         return {
             "daemon": self._status_files.daemon.document(),
-            "disk": {
-                "capacity": use.capacity,
-                "used": use.used + use.dying,
-                "reserved": use.reserved,
-                "free": use.free,
-                "error": None if error is None else asdict(StatusError.of(error)),
-            },
+            "disk": self.describe_disk(),
             "models": [self._describe_model(status) for status in self._status_files.all()],
+        }
+
+    def describe_disk(self) -> dict[str, Any]:
+        """Return the account of the disk, within the quota, as `/v1/status` has it."""
+        use, error = self._use()
+        return {
+            "capacity": use.capacity,
+            "used": use.used + use.dying,
+            "reserved": use.reserved,
+            "free": use.free,
+            "error": None if error is None else asdict(StatusError.of(error)),
         }
 
     def list_waiting(self) -> list[dict[str, Any]]:

@@ -83,6 +83,15 @@ class FetchFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class NodeState:
+    """The pods that wait, the longest first, `{"pod", "model", "version", "since"}` each, and the account of the disk,
+    `{"capacity", "used", "reserved", "free", "error"}`, within the quota; None from an older daemon."""
+
+    waiting: list[dict[str, Any]]
+    disk: dict[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True)
 class VerifyAnswer:
     """The outcome of a check by the daemon: `right`, `restored` or `withdrawn`; `problem` says why it is not `right`.
     `was_outdated`: the record did not fit files whose bytes are right. Sizes in bytes."""
@@ -186,10 +195,10 @@ class ControlClient:
         """Return `{"daemon", "disk", "models"}` (design, section 8)."""
         return self._ask("GET", "/v1/status", None)
 
-    def list_waiting(self) -> list[dict[str, Any]]:
-        """Return the pods that wait, the longest first: `{"pod", "model", "version", "since"}`."""
-        pods: list[dict[str, Any]] = self._ask("GET", "/v1/waiting", None)["pods"]
-        return pods
+    def read_node_state(self) -> NodeState:
+        """Return what `status` shows and no file has."""
+        answer = self._ask("GET", "/v1/waiting", None)
+        return NodeState(answer["pods"], answer.get("disk"))
 
     def _ask(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         deadline = time.monotonic() + self._timeout_s

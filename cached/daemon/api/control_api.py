@@ -80,7 +80,7 @@ def make_control_api(service: DaemonService, imports: Imports, explanations: Exp
         return make_json(await explanations.explain_version(_ref(body)))
 
     async def list_waiting(_request: HttpRequest) -> WholeResponse:
-        return make_json({"pods": service.list_waiting()})
+        return make_json({"pods": service.list_waiting(), "disk": service.describe_disk()})
 
     async def begin_import(request: HttpRequest) -> Upgrade:
         body = _body(request)

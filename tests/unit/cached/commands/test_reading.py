@@ -214,7 +214,7 @@ def test_status_tells_who_waits_and_how_long(
     layout: Layout, control: ControlServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`status` lists the pods that the daemon knows to wait, each with its version and its own time, and of many how
-    many more; `--json` has them all, and null where no daemon tells."""
+    many more, and has the disk within the daemon's quota; `--json` has all of it, and null where no daemon tells."""
     write_status(layout, model_status(BASE, State.FETCHING))
     now = time.time()
     since = [timestamp(now - 5 * 3600), None, *(timestamp(now) for _ in range(30))]
@@ -222,7 +222,8 @@ def test_status_tells_who_waits_and_how_long(
         {"pod": f"team/pod-{n}", "model": BASE.name, "version": BASE.version, "since": each}
         for n, each in enumerate(since)
     ]
-    control.answers["GET /v1/waiting"] = 200, {"pods": pods}
+    disk = {"capacity": 4096, "used": 1024, "reserved": 512, "free": 2560, "error": None}
+    control.answers["GET /v1/waiting"] = 200, {"pods": pods, "disk": disk}
     assert status.main(["--root", str(layout.root)]) == 0
     shown = capsys.readouterr().out.splitlines()
     first = shown.index(next(line for line in shown if line.startswith("POD")))
@@ -230,8 +231,10 @@ def test_status_tells_who_waits_and_how_long(
     assert shown[first + 1].split()[2].startswith("5h0")
     assert shown[first + 2].split() == ["team/pod-1", str(BASE), "-"]
     assert shown[first + 21].startswith("and 12 more")
+    assert "disk    2.5 KiB free of 4.0 KiB, 38 % used" in shown
     assert status.main(["--root", str(layout.root), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["waiting"] == pods
+    told = json.loads(capsys.readouterr().out)
+    assert (told["waiting"], told["disk"]) == (pods, disk)
     control.answers["GET /v1/waiting"] = 404, {}  # an older daemon
     assert status.main(["--root", str(layout.root), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["waiting"] is None
@@ -259,7 +262,7 @@ def test_status_json_has_the_shape_of_the_daemons(layout: Layout, capsys: pytest
     assert status.main(["--root", str(layout.root), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["daemon"]["node"] == "node-a"
-    assert set(document["disk"]) == {"capacity", "used", "free"}
+    assert set(document["disk"]) == {"capacity", "used", "reserved", "free", "error"}
     assert document["models"] == [json.loads(json.dumps(shown.document()))]
 
 
