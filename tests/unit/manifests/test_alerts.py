@@ -15,12 +15,12 @@ import pytest
 from cached.contract.metrics import daemon, injector
 from tests.support.manifests import REPOSITORY, objects, one
 from tests.support.promtool import needs_promtool
+from tests.support.runbook import RUNBOOK
 
 GROUPS: list[dict[str, Any]] = one(objects("overlays/gpu"), "PrometheusRule", "holdfast")["spec"]["groups"]
 RULES = [rule for group in GROUPS for rule in group["rules"]]
 ALERTS = {rule["alert"]: rule for rule in RULES if "alert" in rule}
 RECORDS = {rule["record"]: rule for rule in RULES if "record" in rule}
-RUNBOOK = REPOSITORY / "docs" / "runbook.md"
 _GATES = "kube_pod_init_container_status"
 ELSEWHERE = {
     *("up", "kube_pod_info", "kube_pod_status_phase"),
