@@ -23,7 +23,7 @@ from cached.contract.layout import SnapshotLayout
 from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
 from cached.contract.program.options import EXIT_DONE, EXIT_USAGE
 from cached.contract.program.progress import ByteProgress
-from cached.contract.program.units import format_size
+from cached.contract.program.units import format_count, format_size
 from cached.contract.reference import ModelRef
 from cached.contract.snapshot import lease
 from cached.contract.snapshot.verify import load_manifest
@@ -144,5 +144,5 @@ def _report(options: argparse.Namespace, manifest: Manifest) -> None:
         }
         stream.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
         return
-    sys.stderr.write(f"{ref}: {count} files, {format_size(size)}, all as its manifest says\n")
+    sys.stderr.write(f"{ref}: {format_count(count, 'file')}, {format_size(size)}, all as its manifest says\n")
     stream.write(f"{manifest.digest}\n")

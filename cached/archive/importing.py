@@ -26,7 +26,7 @@ from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Tra
 from cached.contract.layout import Layout
 from cached.contract.program.options import EXIT_DONE, EXIT_USAGE
 from cached.contract.program.progress import ByteProgress
-from cached.contract.program.units import format_size
+from cached.contract.program.units import format_count, format_size
 from cached.contract.reference import ModelRef
 
 
@@ -167,5 +167,7 @@ def _report(options: argparse.Namespace, ref: ModelRef | None, archive: Archive,
         sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
         return
     what = "unpacked" if options.to is not None else "ready"
-    sys.stderr.write(f"{ref or options.file}: {what}, {count} files, {format_size(size)}, all as its manifest says\n")
+    sys.stderr.write(
+        f"{ref or options.file}: {what}, {format_count(count, 'file')}, {format_size(size)}, all as its manifest says\n"
+    )
     sys.stdout.write(f"{place}\n{archive.digest}\n")

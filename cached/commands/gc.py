@@ -21,7 +21,7 @@ from cached.commands.shared.common import (
 from cached.commands.shared.control_client import ControlClient, GcReport
 from cached.commands.shared.tree import seconds_since
 from cached.contract.program.options import EXIT_DONE
-from cached.contract.program.units import format_duration, format_size
+from cached.contract.program.units import format_count, format_duration, format_size
 
 _SHOWN = 5
 
@@ -51,7 +51,7 @@ def _describe(report: GcReport, done: str) -> str:
     rows = [("VERSION", "FREES", "REASON")]
     rows += [(str(item.ref), format_size(item.freed_bytes), item.reason) for item in report.versions]
     count = len(report.versions)
-    total = f"{count} version{'s' * (count != 1)} {done}, {format_size(report.freed_bytes)} in all\n"
+    total = f"{format_count(count, 'version')} {done}, {format_size(report.freed_bytes)} in all\n"
     return format_table(fit_names(rows)) + total
 
 

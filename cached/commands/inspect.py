@@ -21,7 +21,7 @@ from cached.contract.loadable.verdict import find_problems
 from cached.contract.loadable.weights import Read
 from cached.contract.manifest import Manifest
 from cached.contract.program.options import EXIT_DONE
-from cached.contract.program.units import format_size
+from cached.contract.program.units import format_count, format_size
 from cached.contract.reference import ModelRef
 from cached.contract.snapshot.verified import VerifiedRecord
 from cached.contract.snapshot.verify import load_manifest
@@ -131,9 +131,15 @@ def _as_text(version: dict[str, Any]) -> str:
     )
     lines += [f"         {note}" for note in notes]
     for each in version["left_out"]:
-        named = f"{each['kind']}, {each['files']} files, {format_size(each['bytes'])}: {each['example']}"
+        named = (
+            f"{each['kind']}, {format_count(each['files'], 'file')}, {format_size(each['bytes'])}: {each['example']}"
+        )
         lines.append(f"left out {named} (`for: all` in the catalog takes it)")
-    lines += [f"size     {format_size(version['bytes'])} in {len(files)} files", f"path     {version['path']}", ""]
+    lines += [
+        f"size     {format_size(version['bytes'])} in {format_count(len(files), 'file')}",
+        f"path     {version['path']}",
+        "",
+    ]
     rows = [("FILE", "SIZE", "VERIFIED", "SHA256")]
     rows += [(file["path"], format_size(file["size"]), file["verified_at"] or "-", file["sha256"]) for file in files]
     return "\n".join(lines) + "\n" + format_table(rows) + "\n" + _golden_text(version["golden"])

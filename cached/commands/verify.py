@@ -30,7 +30,7 @@ from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import PublicLayout, SnapshotLayout
 from cached.contract.manifest import Manifest
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
-from cached.contract.program.units import format_size
+from cached.contract.program.units import format_count, format_size
 from cached.contract.reference import ModelRef
 from cached.contract.snapshot import lease
 from cached.contract.snapshot.verify import check_full, load_manifest
@@ -146,7 +146,7 @@ def _ask_daemon(client: ControlClient, ref: ModelRef) -> _Outcome:
         text = f"{answer.problem}; it is put back from what is on this node, and its bytes are right"
         return _Outcome(right=False, word="REPAIRED", text=text, remedy="nothing: it can be used again")
     renewed = "; its record was out of date and is renewed" if answer.was_outdated else ""
-    text = f"{answer.files} files, {format_size(answer.size_bytes)} in {answer.seconds:.1f}s{renewed}"
+    text = f"{format_count(answer.files, 'file')}, {format_size(answer.size_bytes)} in {answer.seconds:.1f}s{renewed}"
     return _Outcome(right=True, word="ok", text=text)
 
 
@@ -154,7 +154,7 @@ def _read(public: PublicLayout, threads: int, ref: ModelRef) -> _Outcome:
     started = time.monotonic()
     manifest = _verify(get_snapshot(public, ref), ref, threads)
     elapsed = time.monotonic() - started
-    text = f"{len(manifest.files)} files, {format_size(manifest.total_bytes)} in {elapsed:.1f}s"
+    text = f"{format_count(len(manifest.files), 'file')}, {format_size(manifest.total_bytes)} in {elapsed:.1f}s"
     return _Outcome(right=True, word="ok", text=text)
 
 

@@ -21,6 +21,7 @@ from cached.commands.shared.common import command_parser, get_layout, parse_seco
 from cached.commands.shared.style import paint
 from cached.contract.layout import Layout
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
+from cached.contract.program.units import format_count
 from cached.core.catalog import EMPTY_CATALOG, Catalog
 from cached.doctor import gpu, node
 from cached.doctor.blocking import run_in_thread
@@ -148,5 +149,6 @@ def _wrap(text: str, indent: str, width: int | None) -> str:
 def _summary(findings: Sequence[CheckResult]) -> str:
     counts = Counter(finding.verdict for finding in findings)
     order = (CheckVerdict.FAILED, CheckVerdict.WARNING, CheckVerdict.OK, CheckVerdict.SKIPPED)
-    said = ", ".join(f"{counts[verdict]} {verdict}" for verdict in order if counts[verdict])
+    plurals = {verdict: "" if verdict is CheckVerdict.WARNING else verdict.value for verdict in order}
+    said = ", ".join(format_count(counts[each], each.value, plurals[each]) for each in order if counts[each])
     return f"\n{_wrap(said, '', _find_width())}\n"

@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
+from cached.contract.program.units import format_count
 from cached.doctor.findings import CheckResult, failed, ok, skipped, warning
 
 _PCI = Path("/sys/bus/pci/devices")
@@ -26,7 +27,7 @@ def check_gpus() -> Iterator[CheckResult]:
     for vendor in sorted({vendor for vendor, _ in devices}):
         drivers = [driver for each, driver in devices if each == vendor]
         unbound = [driver for driver in drivers if driver not in _DRIVERS]
-        count = f"{len(drivers)} {vendor} GPU{'s' * (len(drivers) != 1)}"
+        count = f"{format_count(len(drivers), f'{vendor} GPU')}"
         version = _find_version(vendor)
         if all(driver in _AWAY for driver in unbound) and unbound:
             yield warning(area, f"{count}, {len(unbound)} bound to {unbound[0]}", "they are given to virtual machines")

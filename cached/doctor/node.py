@@ -16,7 +16,7 @@ from cached.commands.shared.control_client import ControlClient
 from cached.commands.shared.tree import read_daemon_status
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import Layout
-from cached.contract.program.units import format_duration, format_size
+from cached.contract.program.units import format_count, format_duration, format_size
 from cached.contract.release import VERSION
 from cached.contract.status import parse_timestamp
 from cached.doctor.findings import CheckResult, failed, of_error, ok, skipped, warning
@@ -123,9 +123,11 @@ def check_daemon(layout: Layout) -> Iterator[CheckResult]:
         message = reason["message"].removeprefix(f"{name}: ")
         yield warning(area, f"{name} failed: {message}", reason["remedy"] or f"`holdfast why {name}`")
     if len(broken) > 5:
-        yield warning(area, f"{len(broken) - 5} more versions failed", "`holdfast status` lists them")
+        yield warning(area, f"{format_count(len(broken) - 5, 'more version')} failed", "`holdfast status` lists them")
     ready = sum(each["held"] is not None for each in facts["models"])
-    yield ok(area, f"{status.version} on {status.node}, pid {status.pid}, answers; {ready} versions here")
+    yield ok(
+        area, f"{status.version} on {status.node}, pid {status.pid}, answers; {format_count(ready, 'version')} here"
+    )
 
 
 def check_clock() -> Iterator[CheckResult]:

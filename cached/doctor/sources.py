@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from cached.contract.errors import HoldfastError
+from cached.contract.program.units import format_count
 from cached.contract.reference import ModelRef
 from cached.core.catalog import EMPTY_CATALOG, Catalog, CatalogVersion, parse_catalog
 from cached.doctor.findings import CheckResult, CheckVerdict, failed, of_error, ok, skipped, warning
@@ -53,7 +54,9 @@ def read_catalog(path: Path | None) -> tuple[Catalog, list[CheckResult]]:
     models = parsed.catalog.models
     versions = sum(len(model.versions) for model in models.values())
     if not found:
-        found.append(ok(area, f"{path}: {len(models)} models, {versions} versions listed"))
+        found.append(
+            ok(area, f"{path}: {format_count(len(models), 'model')}, {format_count(versions, 'version')} listed")
+        )
     return parsed.catalog, found
 
 
@@ -163,7 +166,7 @@ async def _check(entry: CatalogVersion, source: Source, versions: int, timeout_s
     if not usable:
         return warning("source", f"{where}: it lists no file", "check the location in the catalog")
     published = ", published with a manifest" if listing.manifest is not None else ""
-    return ok("source", f"{where}: {len(usable)} files{published}")
+    return ok("source", f"{where}: {format_count(len(usable), 'file')}{published}")
 
 
 def _without(message: str, display: str) -> str:

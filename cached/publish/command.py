@@ -23,7 +23,7 @@ from cached.contract.loadable.findings import Finding, is_loadable, not_loadable
 from cached.contract.manifest import MANIFEST_NAME
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, OptionParser, whole_number
 from cached.contract.program.progress import ByteProgress
-from cached.contract.program.units import format_size
+from cached.contract.program.units import format_count, format_size
 from cached.core.filters import Rules
 from cached.core.selection.presets import DEFAULT, PRESETS, parse_preset
 from cached.publish.content import FolderContent, hash_all, list_folder
@@ -154,7 +154,7 @@ def _read_folder(options: argparse.Namespace, destination: Destination) -> Folde
     _judge(folder, listing.findings, options)
     files = listing.files
     total_bytes = sum(file.size for file in files)
-    with ByteProgress(sys.stderr, f"hashing {_files(len(files))}", total_bytes) as progress:
+    with ByteProgress(sys.stderr, f"hashing {format_count(len(files), 'file')}", total_bytes) as progress:
         return hash_all(files, options.threads, progress.add)
 
 
@@ -193,7 +193,7 @@ async def _publish(content: FolderContent, destination: Destination, options: ar
         decided = await decide()
         if decided.is_done:
             return decided
-        label = f"uploading {_files(len(decided.uploads))}"
+        label = f"uploading {format_count(len(decided.uploads), 'file')}"
         with ByteProgress(sys.stderr, label, decided.upload_bytes) as progress:
             return await carry_out_plan(decided, decide, destination, options.threads, progress.add, _say)
 
@@ -212,7 +212,10 @@ async def _check(content: FolderContent, destination: Destination, options: argp
     for path, how in differing:
         _say(f"{path}: {how}")
     if not found.is_done:
-        _say(f"{_files(len(differing))} of {len(content.uploads)} differ; publish with --force to mend what is there")
+        _say(
+            f"{format_count(len(differing), 'file')} of {len(content.uploads)} differ; "
+            "publish with --force to mend what is there"
+        )
     else:
         _say(f"as it should be, contents compared: {_describe_version(found, display)}")
     facts = {"right": found.is_done, "differing": [{"path": path, "difference": how} for path, how in differing]}
@@ -229,7 +232,9 @@ def _end_on_sigterm() -> None:
 def _report(done: PublishPlan, display: str, options: argparse.Namespace) -> None:
     whole = _describe_version(done, display)
     if not done.is_done:
-        _say(f"published: {whole}; uploaded {_files(len(done.uploads))}, {format_size(done.upload_bytes)}")
+        _say(
+            f"published: {whole}; uploaded {format_count(len(done.uploads), 'file')}, {format_size(done.upload_bytes)}"
+        )
     elif options.force:
         _say(f"already published, contents compared: {whole}")
     else:
@@ -240,7 +245,7 @@ def _report(done: PublishPlan, display: str, options: argparse.Namespace) -> Non
 
 def _describe_version(plan: PublishPlan, display: str) -> str:
     manifest = plan.content.manifest
-    return f"{_files(len(manifest.files))}, {format_size(manifest.total_bytes)}, at {display}"
+    return f"{format_count(len(manifest.files), 'file')}, {format_size(manifest.total_bytes)}, at {display}"
 
 
 def _write_result(plan: PublishPlan, display: str, facts: dict[str, object] | None) -> None:
@@ -251,10 +256,6 @@ def _write_result(plan: PublishPlan, display: str, facts: dict[str, object] | No
         sys.stdout.write(f"{json.dumps({**common, 'bytes': manifest.total_bytes, **facts})}\n")
     sys.stdout.write(f"{manifest.digest}\n")
     sys.stdout.flush()
-
-
-def _files(count: int) -> str:
-    return "1 file" if count == 1 else f"{count} files"
 
 
 def _say(text: str) -> None:

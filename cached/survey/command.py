@@ -23,7 +23,7 @@ from cached.contract.layout import DEFAULT_ROOT, PublicLayout
 from cached.contract.loadable.findings import is_loadable
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED, OptionParser
-from cached.contract.program.units import format_size
+from cached.contract.program.units import format_count, format_size
 from cached.contract.reference import ModelRef
 from cached.core.catalog import EMPTY_CATALOG, parse_catalog
 from cached.core.demand import unknown_model
@@ -183,18 +183,19 @@ def _as_text(found: dict[str, Any]) -> str:
         for each in found["findings"]
     ]
     lines += [
-        f"left out {each['kind']}, {each['files']} files, {format_size(each['bytes'])}: {each['example']}"
+        f"left out {each['kind']}, {format_count(each['files'], 'file')}, {format_size(each['bytes'])}:"
+        f" {each['example']}"
         for each in found["left_out"]
     ]
     filtered = found["filtered"]
     if filtered["files"]:
         named = ", ".join(filtered["examples"])
-        count = f"{filtered['files']} files, {format_size(filtered['bytes'])}"
+        count = f"{format_count(filtered['files'], 'file')}, {format_size(filtered['bytes'])}"
         lines.append(f"filtered by `include` and `exclude`, {count}: {named}")
     if found["fits"] is not None:
         free = f"{format_size(found['needed_bytes'])} are to come, {format_size(found['free_bytes'])} are free here"
         lines.append(f"fits     {'yes' if found['fits'] else 'not now'}: {free}")
-    lines += [f"size     {size} in {len(found['files'])} files", ""]
+    lines += [f"size     {size} in {format_count(len(found['files']), 'file')}", ""]
     rows = [("FILE", "SIZE", "TRUST", "SUM")]
     for file in found["files"]:
         shown = "-" if file["size"] is None else format_size(file["size"])

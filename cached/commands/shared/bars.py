@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from cached.commands.shared.control_client import FetchFiles
 from cached.commands.shared.style import is_terminal
-from cached.contract.program.units import format_duration, format_size
+from cached.contract.program.units import format_count, format_duration, format_size
 from cached.contract.status import ModelStatus, State
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def draw_pull(name: str, status: ModelStatus, files: FetchFiles | None) -> Rende
             share = Text(format_size(done) if total is None else f"{format_size(done)} of {format_size(total)}")
             table.add_row(Text(f"  {_shorten(path)}", style="dim"), _bar(done, total), share)
         others = files.waiting + len(files.receiving) - room
-        note = f"  {files.done} file{'s' * (files.done != 1)} here" + (f", {others} to come" if others else "")
+        note = f"  {format_count(files.done, 'file')} here" + (f", {others} to come" if others else "")
         return Group(table, Text(note, style="dim"))
     assert isinstance(table, Table)
     return table

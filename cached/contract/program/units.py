@@ -1,4 +1,4 @@
-"""Sizes, rates and durations in text: `512MiB`, `2TB`, `200MiB/s`, `15m`.
+"""Sizes, rates, durations and counts in text: `512MiB`, `2TB`, `200MiB/s`, `15m`, `3 files`.
 
 Law: pure. IEC prefixes are powers of 1024, SI prefixes powers of 1000.
 """
@@ -56,3 +56,8 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def format_count(count: int, noun: str, plural: str = "") -> str:
+    """Format a number of things for a person: `1 file`, `2 files`; `plural` where an s is not enough."""
+    return f"{count} {noun if count == 1 else plural or f'{noun}s'}"

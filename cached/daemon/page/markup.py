@@ -23,7 +23,7 @@ _USER = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/@]*@")
 _QUERY = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s?#\"'<>]+)[?#][^\s\"'<>)\]}]*")
 _CODE = re.compile(r"`([^`]+)`")
 _TIME = re.compile(r'<time datetime="([0-9T:Z-]+)"></time>')
-_STEPS = ((60, 1, "s"), (3600, 60, "min"), (86400, 3600, "h"), (float("inf"), 86400, "d"))
+_STEPS = ((60, 1, "s"), (3600, 60, "m"), (86400, 3600, "h"), (float("inf"), 86400, "d"))
 
 
 def plain(value: str) -> str:
@@ -55,10 +55,10 @@ def fill_ages(page: str, now: float) -> str:
 
 
 def format_age(seconds: float) -> str:
-    """Return an age as the page's script writes it: `12 s`, `3 min`, `5 h`, `2 d`."""
+    """Return an age as the page's script writes it: `12s`, `3m`, `5h`, `2d`."""
     whole = max(0, int(seconds))
     _, unit_s, unit = next(step for step in _STEPS if whole < step[0])
-    return f"{whole // unit_s} {unit}"
+    return f"{whole // unit_s}{unit}"
 
 
 def format_clock(now: float) -> str:

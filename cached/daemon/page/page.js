@@ -9,9 +9,9 @@
 
   function formatAge(since) {
     const whole = Math.max(0, Math.floor((Date.now() + ahead - Date.parse(since)) / 1000));
-    const steps = [[60, 1, "s"], [3600, 60, "min"], [86400, 3600, "h"], [Infinity, 86400, "d"]];
+    const steps = [[60, 1, "s"], [3600, 60, "m"], [86400, 3600, "h"], [Infinity, 86400, "d"]];
     const [, unit, name] = steps.find(([limit]) => whole < limit);
-    return `${Math.floor(whole / unit)} ${name}`;
+    return `${Math.floor(whole / unit)}${name}`;
   }
 
   function tellAges(inside) {

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from cached.contract.program.units import format_size
+from cached.contract.program.units import format_count, format_size
 from cached.contract.status import ModelStatus, State
 from cached.daemon.page.facts import VersionFacts
 from cached.daemon.page.markup import age, plain, text
@@ -116,7 +116,7 @@ def _render_size(facts: VersionFacts) -> str:
         return f"{format_size(status.bytes_total)}{done}"
     total = format_size(size.exclusive + size.shared)
     if facts.names > 1:
-        return f"{total}<small>same content as {facts.names - 1} other{'s' * (facts.names > 2)}</small>"
+        return f"{total}<small>same content as {format_count(facts.names - 1, 'other')}</small>"
     return f"{total}<small>{format_size(size.shared)} shared</small>" if size.shared else total
 
 

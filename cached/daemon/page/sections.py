@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from cached.contract.program.units import format_size
+from cached.contract.program.units import format_count, format_size
 from cached.contract.status import State, StatusError, timestamp
 from cached.daemon.page.facts import Facts, SourceFacts, VersionFacts
 from cached.daemon.page.markup import age, message, plain, text
@@ -65,7 +65,7 @@ def render_head(facts: Facts) -> str:
 
 def render_title(facts: Facts, problems: int) -> str:
     """Return the title of the browser's tab, as plain text."""
-    wrong = "" if not problems else f"{problems} problem{'s' * (problems != 1)}, "
+    wrong = "" if not problems else f"{format_count(problems, 'problem')}, "
     return f"{wrong}{plain(facts.daemon.node)}: Holdfast"
 
 
@@ -79,7 +79,7 @@ def render_tiles(facts: Facts, problems: list[Problem]) -> str:
     rate = sum(status.rate_bytes_per_s or 0 for status in moving)
     waiting = {pod for each in versions for pod, _ in each.waiting}
     since = min((each.waiting_since for each in versions if each.waiting_since), default=None)
-    users = {pod for each in versions for pod in each.users}
+    readers = format_count(len({pod for each in versions for pod in each.users}), "pod")
     used = use.capacity - use.free
     share = f"of {format_size(use.capacity)}, {100 * used // use.capacity} % full" if use.capacity else "not known now"
     return (
@@ -100,7 +100,7 @@ def render_tiles(facts: Facts, problems: list[Problem]) -> str:
                 ),
                 _tile(
                     "Versions leased",
-                    f"{sum(each.leased for each in versions)} <small>{_count(len(users), 'pod')} may read here</small>",
+                    f"{sum(each.leased for each in versions)} <small>{readers} may read here</small>",
                 ),
                 _tile("Disk free", f"{format_size(use.free)} <small>{share}</small>"),
                 _tile(
@@ -136,8 +136,8 @@ def render_waiting(versions: Iterable[VersionFacts]) -> str:
     waiting.sort(key=lambda each: (each.waiting_since is None, each.waiting_since or ""))
     rows = "".join(_render_waiting(each) for each in waiting[:_MOST_WAITING])
     left = len(waiting) - _MOST_WAITING
-    more = f"<p class=soft>and {_count(left, 'version')} more</p>" if left > 0 else ""
-    columns = (("w0", "Version"), ("w0", "Who, and for how long"), ("", "Why"))
+    more = f"<p class=soft>and {format_count(left, 'version')} more</p>" if left > 0 else ""
+    columns = (("w0", "Version"), ("w0", "Pods and pulls"), ("", "Why"))
     head = "".join(f'<th role=columnheader scope=col class="{width}">{name}</th>' for width, name in columns)
     return (
         "<section aria-labelledby=h-waiting><h2 id=h-waiting>Waiting</h2>"
@@ -250,10 +250,10 @@ def _render_waiting(version: VersionFacts) -> str:
     more = len(version.waiting) - MOST_NAMES
     who += f"<small>and {more} more</small>" if more > 0 else ""
     if version.pulls:
-        who += ("<br>" if who else "") + _count(version.pulls, "<code>holdfast pull</code>")
+        who += ("<br>" if who else "") + format_count(version.pulls, "<code>holdfast pull</code>")
     return (
         f"<tr role=row><th role=rowheader scope=row>{text(status.model)}@<b>{text(status.version)}</b></th>"
-        f'<td role=cell data-l="Who">{who}</td>'
+        f'<td role=cell data-l="Pods and pulls">{who}</td>'
         f'<td role=cell data-l="Why" class=num>{_explain(version)}</td></tr>'
     )
 
@@ -281,8 +281,8 @@ def _describe_rate(rate: float, moving: int, queued: int) -> str:
 
 
 def _render_source(source: SourceFacts) -> str:
-    failed = f"<small>{_count(source.failures, 'failed try', 'failed tries')}</small>" if source.failures else ""
-    versions = f"<small>{_count(source.versions, 'version')}</small>"
+    failed = f"<small>{format_count(source.failures, 'failed try', 'failed tries')}</small>" if source.failures else ""
+    versions = f"<small>{format_count(source.versions, 'version')}</small>"
     return (
         f"<tr role=row><th role=rowheader scope=row>{text(_KINDS.get(source.kind, source.kind))}</th>"
         f'<td role=cell class="num n">{format_size(source.held_bytes)}{versions}</td>'
@@ -292,7 +292,3 @@ def _render_source(source: SourceFacts) -> str:
 
 def _tile(name: str, value: str, *, alert: bool = False) -> str:
     return f"<div{' class=alert' if alert else ''}><dt>{name}</dt><dd>{value}</dd></div>"
-
-
-def _count(number: int, noun: str, plural: str | None = None) -> str:
-    return f"{number} {noun if number == 1 else plural or f'{noun}s'}"

@@ -168,7 +168,7 @@ def test_a_version_that_is_not_published_is_no_fault_of_its_origin(
         first, second = sources("1", "2")
         assert first == (
             "ok",
-            f"{origin.url('/m/2/')} (m@2, one of 2 versions there): 1 files, published with a manifest",
+            f"{origin.url('/m/2/')} (m@2, one of 2 versions there): 1 file, published with a manifest",
         )
         assert second[0] == "failed"
         first, _ = sources("1", "3")
@@ -447,6 +447,6 @@ def test_many_places_are_not_all_looked_at(
     catalog = tmp_path / "catalog.yaml"
     catalog.write_text(json.dumps({"models": entries}))
     found = of(examine(layout, capsys, "--kube", "off", "--catalog", str(catalog))[1], "source")
-    assert found[0] == ("ok", f"file://{tmp_path}/m/1 (m@1): 1 files, published with a manifest")
+    assert found[0] == ("ok", f"file://{tmp_path}/m/1 (m@1): 1 file, published with a manifest")
     assert [verdict for verdict, _ in found] == ["ok", *["warning"] * 63, "skipped"]
     assert found[-1][1] == "7 more places are not looked at"

@@ -44,7 +44,7 @@ def test_a_plain_folder_is_listed(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["inspect", (tmp_path / "m").as_uri(), "--include", "*.json"]) == 0
     text = capsys.readouterr().out
     assert "digest   not known before it is fetched\ntrust    versioned\n" in text
-    assert "in 1 files" in text and "\nmodel.safetensors" not in text
+    assert "in 1 file" in text and "\nmodel.safetensors" not in text
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cached.contract.program.units import format_duration, format_size, parse_duration, parse_rate, parse_size
+from cached.contract.program.units import (
+    format_count,
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_rate,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -114,3 +121,12 @@ def test_not_a_duration(text: str) -> None:
     """Anything else is refused with how to write one."""
     with pytest.raises(ValueError, match="90s, 15m, 6h or 1d"):
         parse_duration(text)
+
+
+@pytest.mark.parametrize(
+    ("count", "words", "said"),
+    [(0, ("file",), "0 files"), (1, ("file",), "1 file"), (2, ("file",), "2 files"), (2, ("try", "tries"), "2 tries")],
+)
+def test_a_count_takes_the_right_form(count: int, words: tuple[str, ...], said: str) -> None:
+    """One thing is singular, any other number plural, with the plural that is named where an s is not enough."""
+    assert format_count(count, *words) == said
