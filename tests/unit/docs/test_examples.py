@@ -35,7 +35,7 @@ def _list_code(page: Path) -> Iterator[str]:
 def _list_commands(program: str) -> list[tuple[str, str]]:
     """Return the arguments of each call of a program in a page, with the page's name."""
     call = re.compile(rf"(?<![\w/.-]){program} (.+)")
-    found = {}
+    found: dict[tuple[str, str], None] = {}
     for page in PAGES:
         for line in _list_code(page):
             for match in call.finditer(line.partition("#")[0]):
