@@ -134,7 +134,7 @@ def _split(versions: Sequence[HeldVersion]) -> dict[ModelRef, HeldBytes]:
     for held in versions:
         names[held.digest].append(held.ref)
     links = Counter(sha256 for each in blobs.values() for sha256 in each)
-    return split_held(names, blobs, links)
+    return split_held(names, blobs, {sha256 for sha256, count in links.items() if count > 1})
 
 
 def _find_since(held: HeldVersion) -> str | None:

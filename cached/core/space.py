@@ -3,19 +3,20 @@
 Law: in memory and thread-safe; does no I/O of its own, a callable returns the disk's numbers. The ledger maps content
 to size: after each change of the disk the caller records the new size (`count_…`), never a difference, so that a
 repeated record changes nothing and a recount can correct changes by others. Space is reserved before it is written, and
-every reservation is released. The cost of a call does not depend on the number of entries.
+every reservation is released. The cost of a call hardly depends on the number of entries: it copies a bucket of blobs.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 from cached.contract.errors import Permanent, Transient
 from cached.contract.program.units import format_size
+from cached.core.blob_table import BlobTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ class SpaceUse:
 class OnDisk:
     """The sizes under the root, in bytes: committed blobs by sha256, partial ones by id, the quarantine by name."""
 
-    blobs: Mapping[str, int]
+    blobs: BlobTable
     partials: Mapping[str, int]
     quarantined: Mapping[str, int]
 
@@ -124,7 +125,7 @@ class Ledger:
         self._quota = quota_bytes
         self._disk = disk
         self._lock = threading.RLock()  # a reservation records several sizes in one step
-        self._blobs: dict[str, int] = {}
+        self._blobs = BlobTable()
         self._partials: dict[str, int] = {}
         self._quarantined: dict[str, int] = {}
         self._open: dict[str, Reservation] = {}
@@ -158,8 +159,8 @@ class Ledger:
     def count_all(self, found: OnDisk) -> None:
         """Replace all entries with those that recovery found."""
         with self._lock:
-            self._blobs = {sha256: size for sha256, size in found.blobs.items() if size}
-            self._committed = sum(self._blobs.values())
+            self._blobs = found.blobs.copy()
+            self._committed = self._blobs.total()
             for id_ in (*self._partials, *found.partials):
                 self.count_partial(id_, found.partials.get(id_, 0))
             for name in (*self._quarantined, *found.quarantined):
@@ -324,7 +325,7 @@ class Ledger:
         if needed > use.free:
             raise NoSpace(size, size - needed, use)
 
-    def _put(self, table: dict[str, int], key: str, size: int) -> int:
+    def _put(self, table: MutableMapping[str, int], key: str, size: int) -> int:
         """Replace an entry and return its growth in bytes."""
         if size < 0:
             raise ValueError(f"{key}: {size} bytes")
@@ -340,21 +341,36 @@ class Ledger:
 
     def _correct(self, found: OnDisk, *, with_blobs: bool = True) -> int:
         """Correct each table: compute the differences without the lock, then apply those not recorded since."""
-        tables: list[tuple[dict[str, int], Mapping[str, int], Callable[[str, int], None]]] = [
-            (self._blobs, found.blobs, self.count_blob),
+        corrected = 0
+        if with_blobs:
+            with self._lock:
+                known = self._blobs.copy()
+            differing = known.find_differing(found.blobs)
+            corrected += self._record(self._blobs, differing, found.blobs, self.count_blob)
+        for table, actual, count in (
             (self._partials, found.partials, self.count_partial),
             (self._quarantined, found.quarantined, self.count_quarantined),
-        ]
+        ):
+            with self._lock:
+                entries = dict(table)
+            names = [key for key in entries.keys() | actual.keys() if entries.get(key, 0) != actual.get(key, 0)]
+            corrected += self._record(table, names, actual, count)
+        return corrected
+
+    def _record(
+        self,
+        table: MutableMapping[str, int],
+        keys: Iterable[str],
+        actual: Mapping[str, int],
+        count: Callable[[str, int], None],
+    ) -> int:
+        """Correct the entries `keys` of a table, but for those recorded since the recount began; return how many."""
         corrected = 0
-        for table, actual, count in tables if with_blobs else tables[1:]:
-            with self._lock:
-                known = dict(table)
-            differing = [key for key in known.keys() | actual.keys() if known.get(key, 0) != actual.get(key, 0)]
-            with self._lock:
-                for key in differing:
-                    if self._recorded is not None and (id(table), key) not in self._recorded:
-                        count(key, actual.get(key, 0))
-                        corrected += 1
+        with self._lock:
+            for key in keys:
+                if self._recorded is not None and (id(table), key) not in self._recorded:
+                    count(key, actual.get(key, 0))
+                    corrected += 1
         return corrected
 
     def _too_large(self, size: int, capacity: int) -> Permanent:

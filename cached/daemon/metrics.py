@@ -295,7 +295,7 @@ class VersionFigures:
         inventory = self._inventory
         if inventory.changes != self._split_at:
             self._split_at = inventory.changes
-            self._split = split_held(inventory.named(), inventory.blobs, inventory.links)
+            self._split = split_held(inventory.named(), inventory.blobs, inventory.shared)
 
 
 Lines = dict[str, list[str]]  # by the metric's name

@@ -39,10 +39,10 @@ _log_once = LogOnce(logging.getLogger(__name__))
 
 class Inventory:
     """The versions of this node. `blobs`: the blobs of each snapshot, bytes by sha256. `links`: the number of snapshots
-    that link each blob; threads may read it. `last_used`: monotonic seconds. `fetched`: fetch records, without `files`.
-    `kept`: the uids of the pods that read a snapshot when its name moved. `drifted`: versions whose source has other
-    content now, and its digest if that is known without a fetch. `snapshots_changed`: set whenever a snapshot comes,
-    goes or is put back, until `take_changed_snapshots`."""
+    that link each blob; threads may read it. `shared`: the blobs of more than one snapshot. `last_used`: monotonic
+    seconds. `fetched`: fetch records, without `files`. `kept`: the uids of the pods that read a snapshot when its name
+    moved. `drifted`: versions whose source has other content now, and its digest if that is known without a fetch.
+    `snapshots_changed`: set whenever a snapshot comes, goes or is put back, until `take_changed_snapshots`."""
 
     def __init__(self, layout: Layout, recovered: Recovered) -> None:
         self._layout = layout
@@ -54,7 +54,8 @@ class Inventory:
         self.fetched = dict(recovered.fetched)
         self.kept = dict(recovered.kept)
         self.drifted: dict[ModelRef, Digest | None] = {}
-        self.links = dict(recovered.links)
+        self.links = recovered.links.copy()
+        self.shared = set(self.links.find_above(1))
         self.pins = read_pins(layout)
         self.last_used = {ref: self._used_before(ref, digest) for ref, digest in self.models.items()}
         self.leased: frozenset[Digest] = frozenset()
@@ -84,8 +85,9 @@ class Inventory:
         if digest not in self.manifests:
             self.manifests[digest] = manifest
             self.changes += 1
-            for sha256 in manifest.blob_sizes():
-                self.links[sha256] = self.links.get(sha256, 0) + 1
+            links = {sha256: self.links.get(sha256, 0) + 1 for sha256 in manifest.blob_sizes()}
+            self.links.put_all(links)
+            self.shared.update(sha256 for sha256, count in links.items() if count == 2)
             self.note_changed((digest,))
 
     def mark_used(self, ref: ModelRef) -> None:
@@ -119,9 +121,13 @@ class Inventory:
         """Remove a snapshot."""
         self.changes += 1
         for sha256 in self.manifests.pop(digest).blob_sizes():
-            self.links[sha256] -= 1
-            if not self.links[sha256]:
+            left = self.links[sha256] - 1
+            if left == 0:
                 del self.links[sha256]
+                continue
+            self.links[sha256] = left
+            if left == 1:
+                self.shared.discard(sha256)
         self.note_changed((digest,))
 
     def note_changed(self, digests: Iterable[Digest]) -> None:

@@ -14,6 +14,7 @@ import time
 from collections.abc import Mapping
 
 from cached.contract.layout import Layout
+from cached.core.blob_table import BlobTable
 from cached.core.space import Ledger, OnDisk
 from cached.store import deletion, ingest, recovery
 from cached.store.disk import durable
@@ -75,4 +76,4 @@ def _measure_others(layout: Layout) -> OnDisk:
     """Return the bytes of partial blobs and of the quarantine."""
     partials = {name: ingest.allocated_bytes(layout.ingest / name) for name in os.listdir(layout.ingest)}
     quarantined = {name: deletion.quarantined_bytes(layout, name) for name in os.listdir(layout.quarantine)}
-    return OnDisk({}, partials, quarantined)
+    return OnDisk(BlobTable(), partials, quarantined)

@@ -12,9 +12,9 @@ import logging
 import os
 import shutil
 import stat
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 
 from cached.contract.digest import Digest, is_hex
@@ -24,6 +24,7 @@ from cached.contract.manifest import Manifest
 from cached.contract.program import limits
 from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import ModelStatus, encode
+from cached.core.blob_table import BlobTable
 from cached.core.space import OnDisk
 from cached.store import blobs as committed
 from cached.store import deletion, digest_journal, fetch_records, ingest, kept_snapshots, repair, snapshots
@@ -53,7 +54,7 @@ class Recovered:
     lost: tuple[ModelRef, ...]
     digests: dict[str, str]
     kept: dict[Digest, frozenset[str]]
-    links: dict[str, int]
+    links: BlobTable
     are_blobs_read: bool = field(compare=False)
     statuses: Mapping[ModelRef, index.Status] = field(default_factory=dict, compare=False)
 
@@ -132,7 +133,7 @@ def _recover_unchanged(layout: Layout, believed: index.Believed) -> Recovered:
         lost=(),
         digests=_keep_digests(layout, digests, contents.blobs),
         kept=kept_snapshots.read_all(layout),
-        links=dict(contents.links),
+        links=contents.links,
         are_blobs_read=False,
         statuses=contents.statuses,
     )
@@ -153,27 +154,28 @@ def recover_by_tree(layout: Layout) -> Recovered:
     for id_, sha256 in digests.items():
         committed.commit_noted(layout, id_, sha256)
     manifests, damaged = read_snapshots(layout, {})
-    on_disk = measure(layout)
-    blobs = dict(on_disk.blobs)
-    # Not a difference of key views: it iterates over the larger one, and there are hundreds of snapshots.
-    for digest in [digest for digest, manifest in manifests.items() if not are_all_in(manifest, blobs)]:
+    on_disk, links = measure(layout), count_links(manifests)
+    blobs, incomplete = on_disk.blobs, find_incomplete(manifests, links, on_disk.blobs)
+    for digest in incomplete:
         repair.relink(layout, digest, manifests[digest])
         sizes = manifests[digest].blob_sizes()
         blobs.update((sha256, size) for sha256, size in sizes.items() if layout.blob(sha256).exists())
-        if not are_all_in(manifests[digest], blobs):  # deleted by hand
+        if not all(sha256 in blobs for sha256 in sizes):  # deleted by hand
             del manifests[digest]
             damaged.append(digest)
+    if incomplete:
+        links = count_links(manifests)
     models, lost = _read_models(layout, manifests, damaged)
     return Recovered(
         models,
         manifests,
-        replace(on_disk, blobs=blobs),
+        on_disk,
         _read_fetched(layout, models),
         tuple(damaged),
         tuple(lost),
         _keep_digests(layout, digests, blobs),
         kept_snapshots.read_all(layout),
-        count_links(manifests, blobs),
+        blobs.renumber(links.align(blobs)),
         are_blobs_read=True,
     )
 
@@ -186,11 +188,17 @@ def _keep_digests(layout: Layout, digests: Mapping[str, str], blobs: Mapping[str
     return known
 
 
-def count_links(manifests: Mapping[Digest, Manifest], blobs: Mapping[str, int]) -> dict[str, int]:
-    """Return the number of snapshots that have each blob. The keys are those of `blobs`: two of them for each file of a
-    node would take megabytes."""
-    counts = Counter(sha256 for manifest in manifests.values() for sha256 in manifest.blob_sizes())
-    return {sha256: counts[sha256] for sha256 in blobs if sha256 in counts}
+def count_links(manifests: Mapping[Digest, Manifest]) -> BlobTable:
+    """Return the number of snapshots that have each blob."""
+    return BlobTable.count(manifest.packed.hashes for manifest in manifests.values())
+
+
+def find_incomplete(manifests: Mapping[Digest, Manifest], links: BlobTable, blobs: BlobTable) -> list[Digest]:
+    """Return the snapshots of which a blob is not among `blobs`. `links`: the blobs of all snapshots."""
+    missing = frozenset(links.find_missing(blobs))
+    if not missing:
+        return []
+    return [digest for digest, manifest in manifests.items() if not manifest.blob_sizes().keys().isdisjoint(missing)]
 
 
 def _read_digests(layout: Layout) -> dict[str, str]:
@@ -204,12 +212,15 @@ def measure(layout: Layout) -> OnDisk:
     return OnDisk(measure_blobs(layout), _measure_partials(layout), _measure_quarantined(layout))
 
 
-def measure_blobs(layout: Layout) -> dict[str, int]:
-    """Return the size in bytes of each committed blob, by sha256."""
-    blobs: dict[str, int] = {}
-    for blob in committed.list_blobs(layout):
-        with contextlib.suppress(FileNotFoundError):
-            blobs[blob.name] = blob.stat(follow_symlinks=False).st_size
+def measure_blobs(layout: Layout) -> BlobTable:
+    """Return the size in bytes of each committed blob."""
+    blobs = BlobTable()
+    for _, folder in groupby(committed.list_blobs(layout), key=lambda blob: blob.name[:2]):
+        sizes: dict[str, int] = {}
+        for blob in folder:
+            with contextlib.suppress(FileNotFoundError):
+                sizes[blob.name] = blob.stat(follow_symlinks=False).st_size
+        blobs.put_all(sizes)
     return blobs
 
 
@@ -332,14 +343,9 @@ def read_snapshots(layout: Layout, known: Mapping[Digest, Manifest]) -> tuple[di
     return manifests, damaged
 
 
-def are_all_in(manifest: Manifest, blobs: Mapping[str, int]) -> bool:
-    """Return whether each file of a manifest is among `blobs`."""
-    return all(sha256 in blobs for sha256 in manifest.packed.blobs())
-
-
 def _has_quarantined(layout: Layout, digest: Digest, manifest: Manifest, quarantined: frozenset[str]) -> bool:
     """Return whether a crash came between the quarantine of a blob and the withdrawal of a snapshot that links it."""
-    if not quarantined.intersection(manifest.packed.blobs()):
+    if not quarantined or quarantined.isdisjoint(manifest.packed.blobs()):
         return False
     path = layout.public.snapshot(digest).path
     return any(

@@ -46,10 +46,10 @@ class SnapshotSizes:
         shared: dict[str, int] = {}
         total = 0
         for digest, manifest in list(self._inventory.manifests.items()):
-            blobs, links = manifest.blob_sizes(), self._inventory.links
-            sizes[digest] = split_blobs(blobs, links)
+            blobs, common = manifest.blob_sizes(), self._inventory.shared
+            sizes[digest] = split_blobs(blobs, common)
             total += sizes[digest].exclusive
-            shared |= {sha256: size for sha256, size in blobs.items() if links.get(sha256, 0) > 1}
+            shared |= {sha256: size for sha256, size in blobs.items() if sha256 in common}
             waiting += len(blobs)
             if waiting >= _BLOBS_A_STEP:
                 waiting = 0

@@ -32,6 +32,7 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest, PackedFiles
 from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import NO_VERDICT, ModelStatus, State, Verdict
+from cached.core.blob_table import BlobTable
 from cached.store.fetch_records import FetchRecord
 
 FORMAT = b"holdfast start index 1\n"
@@ -103,8 +104,8 @@ class TreeAtRest:
     models: Mapping[ModelRef, Digest]
     fetched: Mapping[ModelRef, Record]
     statuses: Mapping[ModelRef, Status]
-    blobs: Mapping[str, int]
-    links: Mapping[str, int]
+    blobs: BlobTable
+    links: BlobTable
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +164,7 @@ def encode(contents: TreeAtRest, device: int, begun_ns: int) -> bytes:
         if status is not None:
             told = [list(status.stamp), status.pinned, status.source, status.since, status.updated]
         names.append([ref.path_segment, ref.version, numbers[contents.models[ref]], record, told])
-    blobs = sorted(contents.blobs)
+    hashes, sizes = contents.blobs.pack()
     head = {
         "boot": read_boot(),
         "byte_order": sys.byteorder,
@@ -176,15 +177,15 @@ def encode(contents: TreeAtRest, device: int, begun_ns: int) -> bytes:
         "path_sets": [list(paths) for paths in path_sets],
         "paths": [path_sets[each.paths] for each in packed],
         "names": names,
-        "blobs": len(blobs),
+        "blobs": len(sizes),
     }
     body = b"".join(
         (
             json.dumps(head, ensure_ascii=True, separators=(",", ":")).encode(),
             b"\n",
-            bytes.fromhex("".join(blobs)),
-            array("Q", (contents.blobs[name] for name in blobs)).tobytes(),
-            array("I", (contents.links.get(name, 0) for name in blobs)).tobytes(),
+            hashes,
+            sizes.tobytes(),
+            array("I", contents.links.align(contents.blobs)).tobytes(),
             *(each.hashes for each in packed),
             *(each.sizes.tobytes() for each in packed),
         )
@@ -242,10 +243,8 @@ def _check(data: bytes) -> tuple[dict[str, Any], memoryview]:
 
 def _decode(head: dict[str, Any], binary: memoryview) -> TreeAtRest:
     count, parts = head["blobs"], _Parts(binary)
-    digits = parts.take(32 * count).hex()
-    blobs = [digits[at : at + 64] for at in range(0, len(digits), 64)]
-    sizes, links = parts.take_numbers("Q", count), parts.take_numbers("I", count)
-    shared: dict[int, int] = {}  # one number for all blobs of a size
+    blobs = BlobTable.unpack(parts.take(32 * count), parts.take_numbers("Q", count))
+    links = blobs.renumber(array("Q", parts.take_numbers("I", count)))
     path_sets = [tuple(map(sys.intern, paths)) for paths in head["path_sets"]]
     paths = [path_sets[number] for number in head["paths"]]
     hashes = [bytes(parts.take(32 * len(each))) for each in paths]
@@ -277,8 +276,8 @@ def _decode(head: dict[str, Any], binary: memoryview) -> TreeAtRest:
         models=models,
         fetched=fetched,
         statuses=statuses,
-        blobs=dict(zip(blobs, map(shared.setdefault, sizes, sizes), strict=True)),
-        links={blob: number for blob, number in zip(blobs, links, strict=True) if number},
+        blobs=blobs,
+        links=links,
     )
 
 

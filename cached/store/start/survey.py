@@ -108,9 +108,9 @@ def _look(layout: Layout, known: Mapping[Digest, Manifest], deadline: float) -> 
     _check_time(deadline)
     blobs = recovery.measure_blobs(layout)
     _check_time(deadline)
-    for digest, manifest in manifests.items():
-        if not recovery.are_all_in(manifest, blobs):
-            raise NotAtRest(f"a blob of snapshot {digest} is missing")
+    links = recovery.count_links(manifests)
+    if incomplete := recovery.find_incomplete(manifests, links, blobs):
+        raise NotAtRest(f"a blob of snapshot {incomplete[0]} is missing")
     models = recovery.list_names(layout)
     for ref, digest in models.items():
         if digest not in manifests:
@@ -135,7 +135,7 @@ def _look(layout: Layout, known: Mapping[Digest, Manifest], deadline: float) -> 
         fetched={ref: index.Record(stamps.fetched[ref], record) for ref, record in records.items()},
         statuses=_read_statuses(layout, models, records, manifests),
         blobs=blobs,
-        links=recovery.count_links(manifests, blobs),
+        links=links,
     )
 
 

@@ -13,8 +13,7 @@ def test_bytes_are_of_one_version_or_shared() -> None:
     one, two, both = (Digest.of(text) for text in (b"1", b"2", b"3"))
     a, b, c, d = (ModelRef("m", version) for version in "abcd")
     blobs = {one: {"own": 5, "common": 3}, two: {"common": 3}, both: {"twin": 7}}
-    links = {"own": 1, "common": 2, "twin": 1}
-    assert split_held({one: [a], two: [b], both: [c, d]}, blobs, links) == {
+    assert split_held({one: [a], two: [b], both: [c, d]}, blobs, {"common"}) == {
         a: HeldBytes(5, 3),
         b: HeldBytes(0, 3),
         c: HeldBytes(0, 7),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from cached.contract.errors import Permanent, Transient
+from cached.core.blob_table import BlobTable
 from cached.core.space import DiskSpace, Ledger, NoSpace, OnDisk, Reservation, SpaceUse
 
 
@@ -28,6 +31,15 @@ class Disk:
 
     def __call__(self) -> DiskSpace:
         return DiskSpace(self.capacity, self.free)
+
+
+def _sha(name: str) -> str:
+    """Return the sha256 that a test calls by a name."""
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def _found(blobs: Mapping[str, int], partials: Mapping[str, int], quarantined: Mapping[str, int]) -> OnDisk:
+    return OnDisk(BlobTable({_sha(name): size for name, size in blobs.items()}), partials, quarantined)
 
 
 def _one(ledger: Ledger, size: int, id_: str = "one") -> Reservation:
@@ -56,20 +68,20 @@ def test_saying_the_same_twice_changes_nothing() -> None:
     """Whatever is said of a content, only the last word about it counts, however often it is said."""
     ledger = Ledger(100, Disk(1000))
     for _ in range(2):
-        ledger.count_blob("a", 30)
+        ledger.count_blob(_sha("a"), 30)
         ledger.count_partial("p", 20)
         ledger.count_quarantined("q", 10)
     assert _accounts(ledger.compute_use()) == (30, 0, 30)
     assert ledger.quarantined_bytes == 10
     for _ in range(2):
-        ledger.count_blob("a", 5)
+        ledger.count_blob(_sha("a"), 5)
         ledger.count_partial("p", 0)
         ledger.count_quarantined("q", 0)
     assert _accounts(ledger.compute_use()) == (5, 0, 0)
     assert ledger.quarantined_bytes == 0
     space = _one(ledger, 40)
     for _ in range(2):
-        space.finish(7, "b", 33)
+        space.finish(7, _sha("b"), 33)
         space.close()
     assert _accounts(ledger.compute_use()) == (38, 0, 7)
 
@@ -88,7 +100,7 @@ def test_reservations_add_up() -> None:
 def test_many_are_reserved_at_once_or_none() -> None:
     """Space for many blobs is set aside for all of them or for none, as one sum."""
     ledger = Ledger(100, Disk(1000))
-    ledger.count_blob("a", 40)
+    ledger.count_blob(_sha("a"), 40)
     with pytest.raises(NoSpace) as caught:
         ledger.reserve({"x": 30, "y": 31})
     assert caught.value.needed_bytes == 61
@@ -119,7 +131,7 @@ def test_too_large_is_permanent_and_names_both_sizes(quota: int | None, disk: in
 def test_no_space_is_transient() -> None:
     """What would fit once others are gone is refused for now, and says how much was needed."""
     ledger = Ledger(100, Disk(1000))
-    ledger.count_all(OnDisk({"a": 70}, {"p": 15}, {"q": 5}))
+    ledger.count_all(_found({"a": 70}, {"p": 15}, {"q": 5}))
     with pytest.raises(Transient) as caught:
         _one(ledger, 50)
     assert isinstance(caught.value, NoSpace)
@@ -149,7 +161,7 @@ def test_allocated_bytes_are_not_counted_twice() -> None:
         assert ledger.compute_use().free == 40
         with _held(ledger, 40, "two"):
             assert ledger.compute_use().free == 0
-        space.finish(0, "a", 60)
+        space.finish(0, _sha("a"), 60)
         assert ledger.compute_use().free == 40
 
 
@@ -173,7 +185,7 @@ def test_a_partial_blob_is_resumed_without_new_space() -> None:
         _one(ledger, 31, "two")
     with _held(ledger, 90) as space:
         assert (ledger.compute_use().dying, ledger.compute_use().reserved, ledger.compute_use().free) == (0, 90, 10)
-        space.finish(0, "a", 90)
+        space.finish(0, _sha("a"), 90)
     assert ledger.compute_use().used == 90
     _one(ledger, 5).finish(64, None, 0)
     with _held(ledger, 5):
@@ -212,16 +224,16 @@ def test_accounts_that_make_no_sense_are_refused() -> None:
 def test_a_recount_corrects_what_nobody_said() -> None:
     """What another program did to the disk is in the account after a recount; what was counted during it stays."""
     ledger = Ledger(None, Disk(1000))
-    ledger.count_all(OnDisk({"deleted": 10, "cut": 20, "same": 5}, {"partial": 7}, {"bad": 3}))
+    ledger.count_all(_found({"deleted": 10, "cut": 20, "same": 5}, {"partial": 7}, {"bad": 3}))
     with ledger.begin_recount() as correct:
-        found = OnDisk({"cut": 2, "grown": 40, "same": 5, "evicted": 11}, {"late": 9}, {"bad": 4})
-        ledger.count_blob("evicted", 0)
-        ledger.count_blob("committed", 100)
+        found = _found({"cut": 2, "grown": 40, "same": 5, "evicted": 11}, {"late": 9}, {"bad": 4})
+        ledger.count_blob(_sha("evicted"), 0)
+        ledger.count_blob(_sha("committed"), 100)
         ledger.count_partial("late", 1)
         assert correct(found) == 5
     assert _accounts(ledger.compute_use()) == (2 + 40 + 5 + 100, 0, 1 + 4)
     with ledger.begin_recount() as correct:
-        assert correct(OnDisk({"cut": 2, "grown": 40, "same": 5, "committed": 100}, {"late": 1}, {"bad": 4})) == 0
+        assert correct(_found({"cut": 2, "grown": 40, "same": 5, "committed": 100}, {"late": 1}, {"bad": 4})) == 0
 
 
 def test_a_recount_sees_what_is_reserved() -> None:
@@ -229,7 +241,7 @@ def test_a_recount_sees_what_is_reserved() -> None:
     ledger = Ledger(None, Disk(1000))
     with _held(ledger, 50):
         with ledger.begin_recount() as correct:
-            correct(OnDisk({}, {"one": 30}, {}))
+            correct(_found({}, {"one": 30}, {}))
         assert _accounts(ledger.compute_use()) == (0, 50, 0)
         assert ledger.partial_bytes("one") == 30
     assert _accounts(ledger.compute_use()) == (0, 0, 30)
@@ -268,7 +280,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.open: dict[str, Reservation] = {}
         self.names = 0
         self.ledger = Ledger(quota, self.disk)
-        self.ledger.count_all(OnDisk(self.blobs, {}, {}))
+        self.ledger.count_all(_found(self.blobs, {}, {}))
         self._settle_disk()
 
     def _settle_disk(self) -> None:
@@ -324,7 +336,7 @@ class LedgerMachine(RuleBasedStateMachine):
             space.finish(left, None, 0)
         else:
             self.blobs[id_] = self.partials.pop(id_, 0)
-            space.finish(0, id_, self.blobs[id_])
+            space.finish(0, _sha(id_), self.blobs[id_])
         self._settle_disk()
 
     @rule(data=st.data())
@@ -332,7 +344,7 @@ class LedgerMachine(RuleBasedStateMachine):
         sha256 = data.draw(st.sampled_from(sorted(self.blobs)))
         self.blobs[sha256] = 0
         self._settle_disk()
-        self.ledger.count_blob(sha256, 0)
+        self.ledger.count_blob(_sha(sha256), 0)
 
     @rule(data=st.data())
     def somebody_deletes(self, data: st.DataObject) -> None:
@@ -340,7 +352,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.blobs[sha256] = data.draw(st.integers(0, self.blobs[sha256]))
         self._settle_disk()
         with self.ledger.begin_recount() as correct:
-            correct(OnDisk(self.blobs, self.partials, {}))
+            correct(_found(self.blobs, self.partials, {}))
 
     @rule(data=st.data())
     def others_delete(self, data: st.DataObject) -> None:

@@ -40,7 +40,7 @@ def test_an_empty_root(tmp_path: Path) -> None:
     assert modes == dict.fromkeys(public, 0o755)
     assert len(tree(layout.root)) == 2 + 6 + 3 + 1
     found = recovery.recover(layout)
-    assert (found.models, found.manifests, found.on_disk.blobs, found.on_disk.partials) == ({}, {}, {}, {})
+    assert (found.models, found.manifests, dict(found.on_disk.blobs), found.on_disk.partials) == ({}, {}, {}, {})
 
 
 @pytest.mark.parametrize("version", ["2\n", "", "1", "x" * 1000])
@@ -250,7 +250,7 @@ def test_a_partial_blob_that_is_committed_too_is_none(layout: Layout, is_noted: 
     if is_noted:
         DigestJournal(layout.digests, {}).record({key.id: sha256})
     found = recovery.recover(layout)
-    assert (found.on_disk.blobs, found.on_disk.partials) == ({sha256: 5}, {})
+    assert (dict(found.on_disk.blobs), found.on_disk.partials) == ({sha256: 5}, {})
     assert found.digests == ({key.id: sha256} if is_noted else {})
     assert layout.blob(sha256).read_bytes() == b"whole"
 
@@ -263,4 +263,4 @@ def test_a_noted_blob_is_counted_as_committed(layout: Layout) -> None:
     made.finish(5)
     DigestJournal(layout.digests, {}).record({key.id: sha256})
     found = recovery.recover(layout)
-    assert (found.on_disk.blobs, found.on_disk.partials) == ({sha256: 5}, {key.id: 0})
+    assert (dict(found.on_disk.blobs), found.on_disk.partials) == ({sha256: 5}, {key.id: 0})
