@@ -1,4 +1,4 @@
-"""A small client of the Kubernetes API on aiohttp: requests, and watches that end instead of hanging.
+"""A small client of the Kubernetes API: requests, and watches that end instead of hanging.
 
 Law: knows HTTP, tokens and TLS, but no resource. Every error is a `HoldfastError`. The token is read for every request,
 and again on 401, so a rotation causes no error. Nothing else is retried here.
@@ -6,19 +6,20 @@ and again on 401, so a rotation causes no error. Nothing else is retried here.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
+import ssl
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
-
-import aiohttp
 
 from cached.contract.errors import HoldfastError, Transient
 from cached.core.retries import backoff_s
 from cached.kube.cluster import ApiServer
 from cached.kube.errors import Unreachable, bad_response, of_status
+from cached.kube.http import CONNECT_S, ApiConnections, BrokenAnswer, Response
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"  # RFC 7396: null removes
@@ -27,7 +28,7 @@ MERGE_PATCH = "application/merge-patch+json"  # RFC 7396: null removes
 METADATA = f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1,{JSON}"
 METADATA_LIST = f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1,{JSON}"
 
-_CONNECT_S = 10.0
+_LONGEST_BODY = 256 << 20
 _LONGEST_EVENT = 16 << 20  # etcd stores 1.5 MiB; this bounds the memory that a faulty peer can use
 _ERROR_BODY = 64 << 10
 
@@ -53,21 +54,20 @@ class KubeClient:
     def __init__(self, cluster: ApiServer, timeout_s: float = 30.0) -> None:
         self._cluster = cluster
         self._tls = cluster.tls()
-        self._limits = aiohttp.ClientTimeout(total=timeout_s, sock_connect=_CONNECT_S)
-        self._session: aiohttp.ClientSession
+        self._timeout_s = timeout_s
+        self._connections = ApiConnections(cluster.server, cluster.server_name)
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(headers={"User-Agent": "holdfast"})
         return self
 
     async def __aexit__(self, *_error: object) -> None:
-        await self._session.close()
+        await self._connections.close()
 
     async def request(self, call: Call) -> dict[str, Any]:
         """Send one request and return the JSON object of the response; raises `HoldfastError`."""
         with self._errors_are_ours(call):
-            async with await self._open(call, self._limits) as response:
-                body = await response.read()
+            async with asyncio.timeout(self._timeout_s), await self._open(call) as response:
+                body = await response.read(_LONGEST_BODY)
         try:
             document = json.loads(body)
         except (ValueError, RecursionError) as error:
@@ -81,75 +81,70 @@ class KubeClient:
         """Open a watch; inside, iterate over its events, including bookmarks, until the server ends it. Raises the
         error of an ERROR event, and `Unreachable` if no byte arrives for `stall_s` seconds: only bookmarks distinguish
         a quiet peer from a dead one."""
-        limits = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=stall_s)
         with self._errors_are_ours(call):
-            response = await self._open(call, limits)
-        try:
-            yield self._events(response, call)
-        finally:
-            response.close()  # and its connection: the server would continue to send
+            async with asyncio.timeout(CONNECT_S + stall_s):
+                response = await self._open(call)
+        async with response:  # on the way out its connection ends: the server would continue to send
+            yield self._events(response, call, stall_s)
 
-    async def _events(self, response: aiohttp.ClientResponse, call: Call) -> AsyncIterator[dict[str, Any]]:
-        """Split the body at line feeds: aiohttp's own `readline` refuses lines longer than its buffer, as of pods."""
+    async def _events(self, response: Response, call: Call, stall_s: float) -> AsyncIterator[dict[str, Any]]:
+        """Split the body at line feeds."""
         rest = bytearray()
         with self._errors_are_ours(call):
-            async for chunk in response.content.iter_any():
-                rest += chunk
-                if b"\n" in chunk:
-                    *lines, last = bytes(rest).split(b"\n")
-                    rest = bytearray(last)
-                    for line in lines:
-                        if line.strip():
-                            yield _event(line, call)
-                if len(rest) > _LONGEST_EVENT:
-                    raise bad_response(call, f"an event of more than {_LONGEST_EVENT} bytes")
+            async with aclosing(response.receive()) as pieces:
+                while True:
+                    async with asyncio.timeout(stall_s):
+                        piece = await anext(pieces, b"")
+                    if not piece:
+                        return
+                    rest += piece
+                    if b"\n" in piece:
+                        *lines, last = bytes(rest).split(b"\n")
+                        rest = bytearray(last)
+                        for line in lines:
+                            if line.strip():
+                                yield _event(line, call)
+                    if len(rest) > _LONGEST_EVENT:
+                        raise bad_response(call, f"an event of more than {_LONGEST_EVENT} bytes")
 
     @contextmanager
     def _errors_are_ours(self, call: Call) -> Iterator[None]:
         try:
             yield
-        except aiohttp.ClientSSLError as error:
+        except ssl.SSLError as error:
             self._tls = self._cluster.tls()  # the cluster's authority may have changed since
             raise Unreachable(self._cluster.server, str(error)) from error
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        except BrokenAnswer as error:
+            raise bad_response(call, str(error)) from error
+        except (TimeoutError, OSError) as error:
             raise Unreachable(self._cluster.server, f"{call}: {error or type(error).__name__}") from error
 
-    async def _open(self, call: Call, limits: aiohttp.ClientTimeout) -> aiohttp.ClientResponse:
+    async def _open(self, call: Call) -> Response:
         """Return a successful response, which the caller closes; raises `HoldfastError`."""
         token = self._cluster.read_token()
-        response = await self._send(call, limits, token)
+        response = await self._send(call, token)
         if response.status == 401:
             now = self._cluster.read_token()
             if now != token:
-                response.release()
-                response = await self._send(call, limits, now)
+                response.close()
+                response = await self._send(call, now)
         if response.status >= 300:
             async with response:
-                body = await response.content.read(_ERROR_BODY)
-                after = response.headers.get("Retry-After", "")
-                retry_after_s = float(after) if after.isascii() and after.isdigit() else None
-                raise of_status(response.status, body, str(call), retry_after_s)
+                body = await response.read(_ERROR_BODY)
+            after = response.headers.get("Retry-After", "")
+            retry_after_s = float(after) if after.isascii() and after.isdigit() else None
+            raise of_status(response.status, body, str(call), retry_after_s)
         return response
 
-    async def _send(self, call: Call, limits: aiohttp.ClientTimeout, token: str | None) -> aiohttp.ClientResponse:
-        headers = {"Accept": call.accept}
-        if token:
+    async def _send(self, call: Call, token: str | None) -> Response:
+        headers = {"Accept": call.accept, "User-Agent": "holdfast"}
+        if token:  # it goes to this server only: no redirect is followed
             headers["Authorization"] = f"Bearer {token}"
-        data = None
+        body = None
         if call.body is not None:
             headers["Content-Type"] = call.content_type
-            data = json.dumps(call.body).encode()
-        return await self._session.request(
-            call.method,
-            self._cluster.server + call.path,
-            params=dict(call.query),
-            data=data,
-            headers=headers,
-            timeout=limits,
-            allow_redirects=False,  # the token is for this server only
-            ssl=self._tls if self._tls is not None else True,
-            server_hostname=self._cluster.server_name,
-        )
+            body = json.dumps(call.body).encode()
+        return await self._connections.send(call.method, call.path, call.query, headers, body, self._tls)
 
 
 def _event(line: bytes, call: Call) -> dict[str, Any]:
