@@ -61,7 +61,7 @@ class KubeClient:
         return self
 
     async def __aexit__(self, *_error: object) -> None:
-        await self._connections.close()
+        self._connections.close()
 
     async def request(self, call: Call) -> dict[str, Any]:
         """Send one request and return the JSON object of the response; raises `HoldfastError`."""

@@ -1,29 +1,32 @@
-"""HTTP/1.1 to one API server on asyncio's streams: idle connections, heads, bodies.
+"""Requests to one API server, by the standard library's `http.client` on threads: idle connections, and bodies as they
+come.
 
-Law: knows no resource and no token; every wait is bounded by its caller. A general client library costs each node some
-10 MiB of memory, to send a dozen kinds of requests to one address without redirects, cookies or proxies. A response is
-read as `transport/response.py` reads one.
+Law: knows no resource and no token; every wait is bounded by its caller, whose end ends the connection. aiohttp costs
+each node 14 MiB of memory, to send a dozen kinds of requests to one address without redirects, cookies or proxies.
 """
 
 from __future__ import annotations
 
 import asyncio
-import io
+import http.client
+import select
+import socket
 import ssl
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
-from cached.contract.errors import Transient
-from cached.transport.response import ResponseHead, read_head
+from cached.transport.connection.cancel import Cancellation, Cancelled
+from cached.transport.connection.thread_call import call_in_thread
+
+T = TypeVar("T")
 
 CONNECT_S = 10.0
 _IDLE_S = 15.0  # less than servers keep an idle connection
 _MOST_IDLE = 8
 _PIECE_BYTES = 256 << 10
-_MOST_INTERIM = 8
 _AGAIN = frozenset({"GET"})  # sent once more where an idle connection ended before an answer
 
 
@@ -34,33 +37,58 @@ class BrokenAnswer(Exception):
 class Connection:
     """A connection to the API server. `idle_since`: monotonic seconds, while it is idle."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
+    def __init__(self, protocol: http.client.HTTPConnection, sock: socket.socket) -> None:
+        self.protocol = protocol
+        self.protocol.sock = sock
         self.idle_since = 0.0
+        self._sock = sock
 
     @property
     def is_usable(self) -> bool:
         """Whether an idle connection may be used again: it is young, and the server sent neither data nor its end."""
-        is_young = time.monotonic() - self.idle_since < _IDLE_S
-        return is_young and not self.reader.at_eof() and not self.writer.transport.is_closing()
+        if time.monotonic() - self.idle_since >= _IDLE_S or self.protocol.sock is None:
+            return False
+        poll = select.poll()
+        poll.register(self._sock.fileno(), select.POLLIN)
+        return not poll.poll(0)
+
+    async def run(self, step: Callable[[], T]) -> T:
+        """Return the result of a blocking `step` of this connection; the caller's end shuts the connection down. Raises
+        `BrokenAnswer` or OSError."""
+        try:
+            return await call_in_thread(lambda cancellation: self._run(step, cancellation))
+        except http.client.IncompleteRead as error:
+            raise ConnectionResetError("the body ended early") from error
+        except (http.client.HTTPException, ValueError) as error:
+            if isinstance(error, OSError):  # RemoteDisconnected is both
+                raise
+            raise BrokenAnswer(f"{type(error).__name__}: {error}") from error
+        except Cancelled as error:
+            raise ConnectionResetError("the connection was shut down") from error
+
+    def _run(self, step: Callable[[], T], cancellation: Cancellation) -> T:
+        cancellation.attach(self._sock)
+        try:
+            return step()
+        finally:
+            cancellation.detach(self._sock)
 
     def drop(self) -> None:
         """Close at once."""
-        self.writer.transport.abort()
+        self.protocol.close()
+        self._sock.close()
 
 
 class Response:
     """A response whose head has been read. Use as `async with`: on the way out its connection is idle again if the body
     was read to its end, else closed."""
 
-    def __init__(self, head: ResponseHead, connection: Connection, pool: ApiConnections) -> None:
-        self.status = head.status
-        self.headers = head.headers
-        self._head = head
+    def __init__(self, answer: http.client.HTTPResponse, connection: Connection, pool: ApiConnections) -> None:
+        self.status = answer.status
+        self.headers = answer.headers
+        self._answer = answer
         self._connection = connection
         self._pool = pool
-        self._is_read = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -71,40 +99,30 @@ class Response:
         self.close()
 
     def close(self) -> None:
-        """Give the connection back, or close it. Idempotent."""
-        if self._is_read and self._head.keep_alive:
-            self._is_read = False
+        """Give the connection back, or close it."""
+        if self._answer.isclosed() and not self._answer.will_close:
             self._pool.put(self._connection)
         else:
+            self._answer.close()
             self._connection.drop()
 
     async def read(self, most_bytes: int) -> bytes:
         """Return the body, or its first `most_bytes`; raises `BrokenAnswer` or OSError."""
-        body = bytearray()
-        async for piece in self.receive():
-            body += piece
-            if len(body) > most_bytes:
-                return bytes(body[:most_bytes])
-        return bytes(body)
+        body = await self._connection.run(lambda: self._answer.read(most_bytes))
+        self._check_end(at_end=len(body) < most_bytes)
+        return body
 
     async def receive(self) -> AsyncGenerator[bytes, None]:
         """Yield the body as it comes, in pieces of at least a byte; raises `BrokenAnswer` or OSError."""
-        reader = self._connection.reader
-        if self._head.chunked:
-            while size := await _read_chunk_size(reader):
-                async for piece in _receive_counted(reader, size):
-                    yield piece
-                if await _read_line(reader) != b"\r\n":
-                    raise BrokenAnswer("a chunk is longer than its size says")
-            while await _read_line(reader) != b"\r\n":
-                pass  # trailers; the stream bounds each, the caller the time
-        elif self._head.length is not None:
-            async for piece in _receive_counted(reader, self._head.length):
-                yield piece
-        else:
-            while piece := await reader.read(_PIECE_BYTES):
-                yield piece
-        self._is_read = True
+        while piece := await self._connection.run(lambda: self._answer.read1(_PIECE_BYTES)):
+            yield piece
+        self._check_end(at_end=True)
+
+    def _check_end(self, *, at_end: bool) -> None:
+        """http.client does not raise where a body of known length ends early, if it is read in parts."""
+        if at_end and self._answer.length:
+            self._answer.will_close = True
+            raise ConnectionResetError(f"the body ended {self._answer.length} bytes early")
 
 
 class ApiConnections:
@@ -121,12 +139,11 @@ class ApiConnections:
         self._server_name = (server_name or self._host) if is_tls else None
         self._idle: list[Connection] = []
 
-    async def close(self) -> None:
-        """Close the idle connections, and wait for the ends of all that were closed before."""
+    def close(self) -> None:
+        """Close the idle connections."""
         for connection in self._idle:
             connection.drop()
         self._idle.clear()
-        await asyncio.sleep(0)  # the loop closes a socket in its next round
 
     def put(self, connection: Connection) -> None:
         """Keep a connection without a request for the next one."""
@@ -154,13 +171,14 @@ class ApiConnections:
     ) -> Response:
         """Send a request, and return its response, which the caller closes. Raises `BrokenAnswer` or OSError, of which
         `ssl.SSLError` is one."""
-        lines = [f"{method} {self._prefix}{quote(path)}{'?' if query else ''}{urlencode(query)} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in {"Host": self._netloc, **headers}.items()]
-        if body is not None:
-            lines.append(f"Content-Length: {len(body)}")
-        if any("\r" in line or "\n" in line for line in lines):
+        if any("\r" in value or "\n" in value for value in headers.values()):  # http.client's error has the value
             raise BrokenAnswer("a header has a line break")
-        request = "\r\n".join((*lines, "", "")).encode("latin-1") + (body or b"")
+        target = f"{self._prefix}{quote(path)}{'?' if query else ''}{urlencode(query)}"
+
+        def request(connection: Connection) -> http.client.HTTPResponse:
+            connection.protocol.request(method, target, body, {"Host": self._netloc, **headers})
+            return connection.protocol.getresponse()
+
         while self._idle:
             idle = self._idle.pop()
             if not idle.is_usable:
@@ -174,61 +192,27 @@ class ApiConnections:
                 break  # the server ended it just now
         return await self._exchange(await self._connect(tls), request)
 
-    async def _connect(self, tls: ssl.SSLContext | None) -> Connection:
-        async with asyncio.timeout(CONNECT_S):
-            reader, writer = await asyncio.open_connection(
-                self._host, self._port, ssl=tls, server_hostname=self._server_name, happy_eyeballs_delay=0.25
-            )
-        return Connection(reader, writer)
-
-    async def _exchange(self, connection: Connection, request: bytes) -> Response:
+    async def _exchange(
+        self, connection: Connection, request: Callable[[Connection], http.client.HTTPResponse]
+    ) -> Response:
         try:
-            connection.writer.write(request)
-            await connection.writer.drain()
-            return Response(await _read_head(connection.reader), connection, self)
+            return Response(await connection.run(lambda: request(connection)), connection, self)
         except BaseException:
             connection.drop()
             raise
 
-
-async def _read_head(reader: asyncio.StreamReader) -> ResponseHead:
-    for _ in range(_MOST_INTERIM):
-        head = await _read_until(reader, b"\r\n\r\n")
-        if not head.startswith(b"HTTP/1.1 1"):
+    async def _connect(self, tls: ssl.SSLContext | None) -> Connection:
+        def dial(cancellation: Cancellation) -> socket.socket:
+            sock = socket.create_connection((self._host, self._port), CONNECT_S)
             try:
-                return read_head(io.BytesIO(head), "the answer")
-            except Transient as error:
-                raise BrokenAnswer(error.message) from error
-    raise BrokenAnswer("too many interim answers")
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if tls is not None:
+                    sock = tls.wrap_socket(sock, server_hostname=self._server_name)
+                sock.settimeout(None)
+                cancellation.check()
+            except BaseException:
+                sock.close()
+                raise
+            return sock
 
-
-async def _read_chunk_size(reader: asyncio.StreamReader) -> int:
-    digits = (await _read_line(reader)).partition(b";")[0].strip()
-    if not 0 < len(digits) < 16 or not digits.isalnum():
-        raise BrokenAnswer("the size of a chunk is malformed")
-    try:
-        return int(digits, 16)
-    except ValueError as error:
-        raise BrokenAnswer("the size of a chunk is malformed") from error
-
-
-async def _read_line(reader: asyncio.StreamReader) -> bytes:
-    return await _read_until(reader, b"\r\n")
-
-
-async def _read_until(reader: asyncio.StreamReader, end: bytes) -> bytes:
-    try:
-        return await reader.readuntil(end)
-    except asyncio.IncompleteReadError as error:
-        raise ConnectionResetError("the server closed the connection") from error
-    except asyncio.LimitOverrunError as error:
-        raise BrokenAnswer("a header is too long") from error
-
-
-async def _receive_counted(reader: asyncio.StreamReader, size: int) -> AsyncGenerator[bytes, None]:
-    while size:
-        piece = await reader.read(min(size, _PIECE_BYTES))
-        if not piece:
-            raise ConnectionResetError(f"the body ended {size} bytes early")
-        size -= len(piece)
-        yield piece
+        return Connection(http.client.HTTPConnection(self._host, self._port), await call_in_thread(dial))

@@ -11,9 +11,9 @@ import re
 import time
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Protocol
 
 from cached.contract.errors import Transient
+from cached.transport.connection.stream import Stream
 from cached.transport.pages import is_page_type
 from cached.transport.target import HttpTarget
 from cached.transport.urls import origin_of
@@ -79,19 +79,12 @@ class ResponseHead:
         return self.headers.get("Last-Modified")
 
 
-class Lines(Protocol):
-    """What a head is read from: a connection, or the bytes of a head that came over one."""
-
-    def readline(self, limit: int = ..., /) -> bytes:
-        """Return the next line with its end, at most `limit` bytes of it; raises OSError."""
-
-
 def bad_response(where: str, problem: str) -> Transient:
     """Return the error for an answer that is malformed or does not fit the request."""
     return Transient("bad_response", f"{where}: {problem}", "it is tried again; if it goes on, the server is at fault")
 
 
-def read_head(stream: Lines, where: str) -> ResponseHead:
+def read_head(stream: Stream, where: str) -> ResponseHead:
     """Read one head, skipping interim ones. Raises `Transient` (`bad_response`), or the OSError of the connection."""
     for _ in range(_MAX_INTERIM_ANSWERS):
         match = _STATUS_LINE.fullmatch(stream.readline())
@@ -180,7 +173,7 @@ def check_no_page_length(answer: ResponseHead, target: HttpTarget, total: int | 
         raise bad_response(where, f"expected {expected.name!r} of {expected.size} bytes, found {total} bytes")
 
 
-def _read_headers(stream: Lines, where: str) -> http.client.HTTPMessage:
+def _read_headers(stream: Stream, where: str) -> http.client.HTTPMessage:
     try:
         headers = http.client.parse_headers(stream)
     except http.client.HTTPException as error:
