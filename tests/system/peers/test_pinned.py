@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
 from cached.contract.reference import ModelRef
 from cached.peers.members import trackers_of
 from cached.peers.messages import encode_holders
-from tests.support.daemon import DaemonProcess, daemon_process, prefetched
+from tests.support.daemon import REPOSITORY, DaemonProcess, daemon_process, prefetched
 from tests.support.origin import HostileOrigin
 from tests.support.ports import free_ports
 
@@ -31,6 +32,7 @@ FILES = {
 }
 MANIFEST = Manifest.build(FileEntry(name, hashlib.sha256(data).hexdigest(), len(data)) for name, data in FILES.items())
 KEY = "0" * 64
+_PATIENT = {"PYTHONPATH": os.pathsep.join((str(REPOSITORY / "tests" / "support" / "patient"), str(REPOSITORY)))}
 
 
 @pytest.fixture
@@ -44,9 +46,10 @@ def origin() -> Iterator[HostileOrigin]:
 
 
 class Pool:
-    """Daemons of one pool, each with its root."""
+    """Daemons of one pool, each with its root and this environment."""
 
-    def __init__(self, stack: ExitStack, folder: Path, count: int) -> None:
+    def __init__(self, stack: ExitStack, folder: Path, count: int, environment: Mapping[str, str]) -> None:
+        self._environment = environment
         self._stack = stack
         self._folder = folder
         self.ports = free_ports(count)
@@ -58,8 +61,11 @@ class Pool:
         folder.mkdir()
         (folder / "key").write_text(KEY)
         peers = ",".join([*(f"127.0.0.1:{port}" for port in self.ports), *self.strangers])
-        options = ("--peers", peers, "--peer-listen", f"127.0.0.1:{self.ports[number]}")
-        daemon = self._stack.enter_context(daemon_process(folder, *options, "--peer-key-file", str(folder / "key")))
+        options = (
+            *("--peers", peers, "--peer-listen", f"127.0.0.1:{self.ports[number]}"),
+            *("--peer-key-file", str(folder / "key")),
+        )
+        daemon = self._stack.enter_context(daemon_process(folder, *options, environment=self._environment))
         daemon.write_catalog({"m": prefetched(source, "v1", digest=pin)})
         return daemon
 
@@ -82,7 +88,7 @@ def test_a_pinned_version_needs_no_origin(tmp_path: Path, origin: HostileOrigin)
     still says the origin is its source. Killed in the middle and started again while the origin is gone, it goes on
     from its neighbour."""
     with ExitStack() as stack:
-        pool = Pool(stack, tmp_path, 2)
+        pool = Pool(stack, tmp_path, 2, _PATIENT)
         source = origin.url("/m/")
         first = pool.make(0, source, None)
         first.start()
@@ -117,7 +123,7 @@ def test_a_lying_neighbour_is_left(tmp_path: Path, origin: HostileOrigin) -> Non
     """A neighbour that says it alone has a pinned version, and sends another manifest and other small files, is refused
     and counted; while the origin is gone all members are asked, and the version comes from the one that has it."""
     with ExitStack() as stack:
-        pool = Pool(stack, tmp_path, 2)
+        pool = Pool(stack, tmp_path, 2, {})
         liar = open_first_tracker(stack, pool.ports)
         address = liar.url("").removeprefix("http://")
         hex_ = MANIFEST.digest.hex
