@@ -34,10 +34,11 @@ help:
 run: $(VENV)/installed-demo
 	@$(BIN)/holdfast demo $(ARGS)
 
-# The tests wait more than they compute: several at once, each file by one worker, which keeps its servers.
-WORKERS ?= 4
+# The tests wait more than they compute: several at once, each file by one worker, which keeps its servers. The order of
+# the files is of tests/conftest.py.
+WORKERS ?= 6
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest -m 'not slow and not e2e' -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow and not e2e' -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-gpu: $(VENV)/installed-dev
 	$(BIN)/python -m pytest -m gpu tests/unit/server/weights $(ARGS)

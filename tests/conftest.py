@@ -1,9 +1,10 @@
 """What every test shares: one Hypothesis profile, without deadlines (a loaded machine is no failure), one thread of
-torch's a process, Ctrl-C, real S3 servers and a real registry."""
+torch's a process, Ctrl-C, the order of the files, real S3 servers and a real registry."""
 
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -32,6 +33,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # In the background the tests ignore SIGINT, and so would every program that they start and interrupt.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(trylast=True)  # after the choice by markers
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where workers share the files, put long files first and then those of many tests: what is begun last ends last,
+    and one worker would end alone."""
+    if not hasattr(config, "workerinput"):
+        return
+    tests = Counter(item.path for item in items)
+    long = {item.path for item in items if item.get_closest_marker("long") is not None}
+    items.sort(key=lambda item: (item.path not in long, -tests[item.path], str(item.path)))
 
 
 @pytest.fixture(scope="module")

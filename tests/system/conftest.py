@@ -11,7 +11,18 @@ from tests.support.crashing.trying import Trials
 from tests.support.crashing.warm import WarmParent
 from tests.support.daemon import DaemonProcess, daemon_process
 from tests.support.gates import Gates
+from tests.support.in_memory import folder_in_memory
 from tests.support.origin import HostileOrigin
+
+
+@pytest.fixture
+def tmp_path(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+    """A folder on the disk, or in memory for a test that is marked so."""
+    if request.node.get_closest_marker("in_memory") is None:
+        yield tmp_path
+        return
+    with folder_in_memory() as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -45,7 +56,7 @@ def gates(daemon: DaemonProcess, tmp_path: Path) -> Iterator[Gates]:
 
 
 @pytest.fixture(scope="session")
-def trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trials]:
-    """Every scenario, ready to be cut short."""
-    with WarmParent() as parent:
-        yield Trials(parent, tmp_path_factory.mktemp("trials"))
+def trials() -> Iterator[Trials]:
+    """Every scenario, ready to be cut short. In memory: `kill -9` takes nothing that the kernel has."""
+    with WarmParent() as parent, folder_in_memory() as folder:
+        yield Trials(parent, folder)

@@ -14,6 +14,9 @@ _PARTS = 3  # a test of its own for each, so that none takes long
 _RACING = ("heartbeat", "status", "unlink ingest data")
 
 
+pytestmark = pytest.mark.long
+
+
 def _check_met(kills: list[Kill], met: set[Kill]) -> None:
     """Every name must be met: a harness that never kills proves nothing."""
     steady = {kill.point.name for kill in kills if not any(word in kill.point.name for word in _RACING)}

@@ -37,6 +37,9 @@ BYTES = random.Random(61).randbytes(30_000_000)
 SOON_S = 60.0  # a door that is asked answers: the disk does not, for longer
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture
 def mount(tmp_path: Path) -> Iterator[tuple[FaultyFolder, Path]]:
     """A file system that can be told to hang, and where it is."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager, contextmanager
@@ -525,11 +524,6 @@ def fake_time(clock: Clock) -> Iterator[None]:
         patch.object(downloads, "is_small", lambda _spec: False),  # these blobs stand for large ones
     ):
         yield
-
-
-def gone(path: Path) -> None:
-    """Delete a tree."""
-    shutil.rmtree(path)
 
 
 def refused() -> HoldfastError:

@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +32,7 @@ from cached.node.recount import Recount
 from cached.store.ingest import allocated_bytes
 from sidecar.gate.snapshot import HeldSnapshot, hold_snapshot
 from tests.support.demand import compute_demand
+from tests.support.in_memory import folder_in_memory
 from tests.system.eviction.node import (
     ORIGIN,
     UNIT,
@@ -41,7 +40,6 @@ from tests.system.eviction.node import (
     Limits,
     Node,
     fake_time,
-    gone,
     is_eviction,
     manifest_of,
     nobody_knows_it,
@@ -55,7 +53,6 @@ BLOBS = [
     for kind, sizes in (("shared", (1, 3, 6)), ("own", (2, 4, 5, 7)), ("unknown", (2, 5)), ("stream", (1, 4, 9)))
     for number, units in enumerate(sizes)
 ]
-PLACES = ["/dev/shm", tempfile.gettempdir()]  # memory, where there is some: nothing here is about a disk's patience
 
 refs = st.sampled_from(REFS)
 contents = st.lists(st.sampled_from(BLOBS), min_size=1, max_size=3, unique=True).map(tuple)
@@ -70,6 +67,9 @@ _TRIES = 5  # what fails for good is tried again ever more rarely, with room mad
 PODS = st.sampled_from(["p", "q", "r"])
 
 
+pytestmark = pytest.mark.long
+
+
 class Lives(RuleBasedStateMachine):
     """One node, through restarts, until nothing more comes."""
 
@@ -78,9 +78,7 @@ class Lives(RuleBasedStateMachine):
     )
     def begin(self, capacity: int, limits: Limits, contents: list[tuple[Blob, ...]]) -> None:
         self.stack = ExitStack()
-        place = next(folder for folder in PLACES if os.access(folder, os.W_OK))
-        self.root = Path(tempfile.mkdtemp(prefix="holdfast-", dir=place))
-        self.stack.callback(gone, self.root)
+        self.root = self.stack.enter_context(folder_in_memory())
         self.node = Node(self.root / "root", capacity * UNIT, self._on_job)
         self.stack.enter_context(fake_time(self.node.clock))
         for ref, content in zip(REFS, contents, strict=True):

@@ -6,12 +6,17 @@ import random
 import re
 from pathlib import Path
 
+import pytest
+
 from cached.contract.reference import ModelRef
 from tests.support.daemon import DaemonProcess, publish_files, write_files
 from tests.support.stores import fill_root
 
 COUNT = 50
 AT_ONCE = 16  # prefetches of small files that run when the pull comes
+
+
+pytestmark = [pytest.mark.long, pytest.mark.in_memory]
 
 
 def test_many_versions_arrive_and_a_pull_goes_ahead(daemon: DaemonProcess, source: Path) -> None:

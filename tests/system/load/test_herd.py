@@ -24,6 +24,9 @@ _MIB = 1 << 20
 _OPENED = re.compile(r"^holdfast_gate_opened_timestamp_seconds (\S+)$", re.MULTILINE)
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture
 def herd(daemon: DaemonProcess, origin: HostileOrigin, gates: Gates, source: Path) -> Iterator[list[RunningGate]]:
     """A version that an origin offers, a daemon that was not told to fetch it, and gates that wait for it."""

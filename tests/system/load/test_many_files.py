@@ -16,6 +16,8 @@ _VERSIONS = 400
 _LONGEST_S = 0.3  # of the processor, which is slower while others use its caches
 _REF = ModelRef("tiny", "v1")
 
+pytestmark = [pytest.mark.long, pytest.mark.in_memory]
+
 
 @pytest.fixture
 def watched(tmp_path: Path) -> Iterator[DaemonProcess]:

@@ -8,11 +8,16 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
 from tests.support.origin import HostileOrigin
 from tests.system.peers.test_pool import REF, Neighbourhood
 
 FILES = {f"parts/{n:04}.json": random.Random(n).randbytes(n % 251 + 1) + str(n).encode() for n in range(2000)}
+
+
+pytestmark = [pytest.mark.long, pytest.mark.in_memory]
 
 
 def test_small_files_come_from_a_neighbour_together(tmp_path: Path) -> None:
