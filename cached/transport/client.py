@@ -501,12 +501,13 @@ def _read_whole(exchange: Exchange, body: Body, limit_bytes: int) -> Response:
 
 def _read(body: Body, limit_bytes: int) -> bytes:
     """Return at most `limit_bytes` of `body` and close it."""
-    data, at_once = bytearray(), max(64 * 1024, min(body.length or 0, 1024 * 1024))
+    parts, left, at_once = list[memoryview](), limit_bytes, max(64 * 1024, min(body.length or 0, 1024 * 1024))
     with body:
-        while len(data) < limit_bytes:
-            part = bytearray(min(at_once, limit_bytes - len(data)))
-            count = body.readinto(memoryview(part))
-            if count == 0:
+        while left:
+            part = memoryview(bytearray(min(at_once, left)))
+            count = body.readinto(part)
+            parts.append(part[:count])
+            left -= count
+            if not count or body.received == body.length:
                 break
-            data += part[:count]
-    return bytes(data)
+    return b"".join(parts)
