@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeGuard
 
 from cached.contract.digest import Digest, is_hex
 from cached.contract.errors import HoldfastError, InvalidManifest
@@ -199,9 +199,14 @@ def check_path(path: object) -> None:
         raise _refuse(f"{shown} is under `{RESERVED}/`, which is reserved")
 
 
+def is_size(size: object) -> TypeGuard[int]:
+    """Return whether `size` is an integer number of bytes from 0 to 2^53 - 1; a bool is none."""
+    return type(size) is int and 0 <= size <= MAX_FILE_BYTES
+
+
 def check_size(path: str, size: object) -> None:
-    """Raise `InvalidManifest` unless `size` is an integer number of bytes from 0 to 2^53 - 1."""
-    if isinstance(size, bool) or not isinstance(size, int) or not 0 <= size <= MAX_FILE_BYTES:
+    """Raise `InvalidManifest` unless `is_size`."""
+    if not is_size(size):
         raise _refuse(f"{path!r}: expected a size from 0 to {MAX_FILE_BYTES} bytes, found {_shown(size)}")
 
 

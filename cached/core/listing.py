@@ -42,7 +42,7 @@ def bad_name(where: str, path: str) -> Permanent | None:
 
 def is_reserved(path: str) -> bool:
     """Return whether `path` is one of Holdfast's own records at a source, and so no content."""
-    return path == RESERVED or path.startswith(f"{RESERVED}/")
+    return path.startswith(RESERVED) and path[len(RESERVED) :][:1] in ("", "/")
 
 
 def format_path(path: str) -> str:

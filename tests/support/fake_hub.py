@@ -69,11 +69,13 @@ class FakeHub:
     """The Hub and its CDN. Start with `with`; `endpoint` is what goes into HF_ENDPOINT.
 
     `tokens` are valid; `violations` says what was sent where it must not be; `requests` is everything that came.
+    Without `lists_blobs` the metadata of a revision has no ids, as of a mirror that drops the parameter `blobs`.
     """
 
     def __init__(self, *, port: int = 0, page_size: int = 1000, lfs_threshold: int = LFS_THRESHOLD) -> None:
         self.page_size = page_size
         self.lfs_threshold = lfs_threshold
+        self.lists_blobs = True
         self.repositories: dict[str, Repository] = {}
         self.tokens: set[str] = set()
         self.requests: list[Request] = []
@@ -195,8 +197,7 @@ class FakeHub:
             return self._tree(request, repository, commit, unquote(match["path"] or ""))
         if request.query.get("expand") == ["sha"]:  # only the named fields, as of `model_info(expand=…)`
             return _json({"id": repository.name, "sha": commit}, {"X-Repo-Commit": commit})
-        files = repository.commits[commit].values()
-        siblings = [file.sibling() if "blobs" in request.query else {"rfilename": file.path} for file in files]
+        siblings = repository.siblings(commit, with_blobs="blobs" in request.query and self.lists_blobs)
         about = {"id": repository.name, "sha": commit, "private": False, "tags": [], "siblings": siblings}
         return _json(about, {"X-Repo-Commit": commit})
 

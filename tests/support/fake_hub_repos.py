@@ -53,7 +53,7 @@ class HubFile:
 class Repository:
     """A repository: its commits, what its branches and tags point to, and whom it is open to.
 
-    `extra_entries` are sent after the tree's own, as a hostile or broken Hub would.
+    `extra_entries`, as of a tree, are sent after both listings' own, as a hostile or broken Hub would.
     """
 
     name: str
@@ -90,6 +90,13 @@ class Repository:
             return None
         return [*_folders(files, prefix), *(file.tree_entry() for file in files.values()), *self.extra_entries]
 
+    def siblings(self, commit: str, *, with_blobs: bool) -> list[Any]:
+        """The files in the metadata of a revision, with ids and sizes only `with_blobs`."""
+        files = [*(file.sibling() for file in self.commits[commit].values()), *map(_as_sibling, self.extra_entries)]
+        if with_blobs:
+            return files
+        return [{"rfilename": file.get("rfilename")} for file in files if isinstance(file, dict)]
+
 
 def git_blob_id(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
@@ -101,6 +108,17 @@ def _folders(files: Mapping[str, HubFile], prefix: str) -> list[dict[str, Any]]:
         {"type": "directory", "oid": git_blob_id(parent.encode()), "size": 0, "path": parent}
         for parent in sorted(parents - {"."})
     ]
+
+
+def _as_sibling(entry: Any) -> Any:
+    """An extra entry of the tree, in the words of a revision's metadata."""
+    if not isinstance(entry, dict):
+        return entry
+    names = {"path": "rfilename", "oid": "blobId"}
+    sibling = {names.get(name, name): value for name, value in entry.items() if name != "type"}
+    if isinstance(sibling.get("lfs"), dict):
+        sibling["lfs"] = {"sha256" if name == "oid" else name: value for name, value in sibling["lfs"].items()}
+    return sibling
 
 
 def _hub_file(folder: Path, disk: Path, lfs_threshold: int) -> HubFile:

@@ -12,9 +12,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 from urllib.parse import parse_qs, quote
 
@@ -26,13 +26,13 @@ import httpx2
 from huggingface_hub import constants, get_token, hf_raise_for_status
 from huggingface_hub.errors import EntryNotFoundError, OIDCError, RepositoryNotFoundError
 
-from cached.contract.digest import is_hex
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
-from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, check_size
+from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry
 from cached.contract.program import limits
-from cached.core.listing import Listing, RemoteFile, is_reserved
+from cached.core.listing import Listing, RemoteFile
 from cached.sources.base import identity_of
 from cached.sources.huggingface.address import DEFAULT_REVISION, HubAddress
+from cached.sources.huggingface.entries import SIBLING, TREE_ENTRY, has_ids, is_commit, parse_files
 from cached.sources.huggingface.errors import (
     HubRequest,
     bad_response,
@@ -63,7 +63,9 @@ _MAX_PAGES = 1_000
 _MAX_HOPS = 10
 _TREE_QUERY = "?recursive=true&expand=false"
 _COMMIT_QUERY = "?expand=sha"  # else the answer has the name of every file too
-_SHA1 = re.compile(r"[0-9a-f]{40}")
+_FILES_QUERY = "?blobs=true"  # as huggingface_hub's `model_info(files_metadata=True)`
+# Refusals of all files in one answer: too many for that, or a parameter that a mirror does not know.
+_WITHOUT_FILES = frozenset({"too_large", "http_400", "http_500", "http_502", "http_504"})
 _BAD_REQUEST, _UNAUTHORIZED = 400, 401
 _TRUE = frozenset({"1", "ON", "YES", "TRUE"})  # as huggingface_hub parses its variables
 
@@ -100,8 +102,8 @@ class HuggingFaceSource:
 
     def _resolve(self, cancellation: Cancellation) -> Listing:
         hub = _Hub(self._address, self._client, cancellation)
-        commit = hub.commit()
-        files = tuple(sorted(hub.files(commit), key=lambda file: file.path))
+        commit, listed = hub.list_files()
+        files = tuple(sorted(listed, key=attrgetter("path")))
         if not files:
             raise Permanent(
                 "not_found", f"{self.display}: expected files, found none", f"look at the files on {hub.request.page}"
@@ -162,26 +164,36 @@ class _Hub:
 
     def commit(self) -> str:
         """Return the commit that the revision names now."""
-        found, revision = self._read_revision(_COMMIT_QUERY), self._address.revision
+        return self._commit_in(self._read_revision(_COMMIT_QUERY))
+
+    def list_files(self) -> tuple[str, Iterator[RemoteFile]]:
+        """Return the commit that the revision names now, and the files under the address's folder, with paths relative
+        to it. One answer has both, unless a folder is named or that answer lacks files or ids: then the tree has them.
+        """
+        folder = self._address.folder
+        commit, siblings = (self.commit(), None) if folder else self._read_siblings()
+        if siblings is None or len(siblings) >= _MAX_FILES:
+            return commit, self._read_tree(commit)
+        return commit, parse_files(self.request, commit, folder, siblings, SIBLING)
+
+    def _commit_in(self, found: Any) -> str:
+        revision = self._address.revision
         commit = found.get("sha") if isinstance(found, dict) else None
-        pinned = _SHA1.fullmatch(revision) is not None
-        if not isinstance(commit, str) or not _SHA1.fullmatch(commit) or (pinned and commit != revision):
+        if not is_commit(commit) or (is_commit(revision) and commit != revision):
             raise bad_response(self.request, f"the commit {str(commit)[:80]!r} for {revision!r}")
         return commit
 
-    def files(self, commit: str) -> Iterator[RemoteFile]:
-        """Yield the files under the address's folder, with paths relative to it."""
-        for entry in self._entries(commit):
-            if not isinstance(entry, dict) or not isinstance(entry.get("path"), str):
-                raise bad_response(self.request, "a tree entry without a path")
-            if entry.get("type") != "file":
-                continue
-            path = entry["path"]
-            relative = path.removeprefix(self._address.folder)
-            if self._address.folder and relative == path:
-                raise bad_response(self.request, f"the path {path[:200]!r}, outside the folder that was asked for")
-            if not is_reserved(relative):
-                yield _remote_file(self.request, f"{commit}:{path}", relative, entry)
+    def _read_siblings(self) -> tuple[str, list[Any] | None]:
+        """Return the commit that the revision names now, and the files of its metadata, None where those lack ids or
+        sizes. From `_MAX_FILES` on, the Hub may omit some."""
+        try:
+            found = self._read_revision(_FILES_QUERY)
+        except HoldfastError as error:
+            if error.code not in _WITHOUT_FILES:
+                raise
+            return self.commit(), None
+        commit, siblings = self._commit_in(found), found.get("siblings")
+        return commit, siblings if has_ids(siblings) else None
 
     def _read_revision(self, query: str) -> Any:
         """Return the Hub's metadata of the revision, or of the repository from a mirror that has only that."""
@@ -198,17 +210,30 @@ class _Hub:
         except HoldfastError as error:
             raise (without_api(error, "revision") if lacks_api(answer) else error) from error
 
-    def _entries(self, commit: str) -> Iterator[Any]:
-        """Return the entries of the repository's tree, or of its substitute on a mirror without trees."""
-        folder = quote(self._address.folder.rstrip("/"), safe="")
-        url = f"{self._endpoint}/api/models/{self._address.repo}/tree/{commit}" + (f"/{folder}" if folder else "")
-        url += _TREE_QUERY
-        first = self._ask(self.request, url)
-        if lacks_commit(first):
-            return iter(self._siblings(url, commit, first))
-        return self._tree(url, first)
+    def _read_tree(self, commit: str) -> Iterator[RemoteFile]:
+        """Return the files of the repository's tree, or of its substitute on a mirror without trees."""
+        request, folder = self.request, self._address.folder
+        url = f"{self._endpoint}/api/models/{self._address.repo}/tree/{commit}"
+        url += (f"/{quote(folder.rstrip('/'), safe='')}" if folder else "") + _TREE_QUERY
+        first = self._ask(request, url)
+        if not lacks_commit(first):
+            return parse_files(request, commit, folder, self._pages(url, first), TREE_ENTRY)
+        found, siblings = self._read_siblings()
+        if siblings is None:
+            try:
+                _checked(request, url, first)
+                raise bad_response(request, f"HTTP {first.status} for the list of files")
+            except HoldfastError as error:
+                raise without_api(error, "tree") from error
+        if found != commit:
+            raise source_changed(request, f"commit {commit}", f"commit {found}")
+        if len(siblings) >= _MAX_FILES:
+            raise too_many_files(request, _MAX_FILES, _MAX_PAGES)
+        below = [each for each in siblings if str(each.get(SIBLING.path)).startswith(folder)]
+        return parse_files(request, commit, folder, below, SIBLING)
 
-    def _tree(self, first_url: str, response: Response) -> Iterator[Any]:
+    def _pages(self, first_url: str, response: Response) -> Iterator[Any]:
+        """Yield the entries of a tree but for its folders."""
         request = self.request
         url, seen, entries = first_url, set[str](), 0
         while url:
@@ -220,7 +245,7 @@ class _Hub:
             entries += len(page)
             if entries > _MAX_FILES or len(seen) > _MAX_PAGES:
                 raise too_many_files(request, _MAX_FILES, _MAX_PAGES)
-            yield from page
+            yield from (entry for entry in page if not isinstance(entry, dict) or entry.get("type") == "file")
             following = answer.links.get("next", {}).get("url")
             url = self._next_page(first_url, joined(request, url, following)) if following else ""
             if url in seen:
@@ -236,29 +261,6 @@ class _Hub:
         if not cursor:
             raise bad_response(self.request, "a next page on another host")
         return f"{first_url}&cursor={quote(cursor[0], safe='')}"
-
-    def _siblings(self, url: str, commit: str, refused: Response) -> list[dict[str, Any]]:
-        """Return the files in the revision's metadata as tree entries, for a mirror without trees. Raises the error of
-        the tree request if the metadata has no files with ids."""
-        request = self.request
-        try:
-            _checked(request, url, refused)
-            raise bad_response(request, f"HTTP {refused.status} for the list of files")
-        except HoldfastError as error:
-            no_tree = error
-        try:
-            found = self._read_revision("?blobs=true")
-            listed = found.get("siblings") if isinstance(found, dict) else None
-            if not isinstance(listed, list) or not any(isinstance(each, dict) and "blobId" in each for each in listed):
-                raise bad_response(request, "files without ids")
-        except HoldfastError as error:
-            raise without_api(no_tree, "tree") from error
-        if found.get("sha") != commit:
-            raise source_changed(request, f"commit {commit}", f"commit {str(found.get('sha'))[:80]}")
-        if len(listed) >= _MAX_FILES:  # above this the Hub may omit some
-            raise too_many_files(request, _MAX_FILES, _MAX_PAGES)
-        entries = [_as_tree_entry(request, each) for each in listed]
-        return [entry for entry in entries if entry["path"].startswith(self._address.folder)]
 
     def read_manifest(self, listed: RemoteFile) -> bytes:
         """Return the bytes of a listed `holdfast.json`, checked against the listing."""
@@ -423,37 +425,6 @@ def _find_token(address: HubAddress) -> str | None:
             f"copy it again into HF_TOKEN, or into {constants.HF_TOKEN_PATH}",
         )
     return token
-
-
-def _as_tree_entry(request: HubRequest, sibling: Any) -> dict[str, Any]:
-    """Return one of the `siblings` of `GET /api/models/{repo}/revision/{revision}?blobs=true` as a tree entry:
-    `{rfilename, size, blobId, lfs?: {sha256, size}}`."""
-    if not isinstance(sibling, dict) or not isinstance(sibling.get("rfilename"), str):
-        raise bad_response(request, "a listed file without a name")
-    size, lfs = sibling.get("size"), sibling.get("lfs")
-    entry = {"type": "file", "path": sibling["rfilename"], "size": size, "oid": sibling.get("blobId")}
-    if isinstance(lfs, dict):
-        lfs = {"oid": lfs.get("sha256", lfs.get("oid")), "size": lfs.get("size", size)}
-    return entry if lfs is None else {**entry, "lfs": lfs}
-
-
-def _remote_file(request: HubRequest, key: str, path: str, entry: dict[str, Any]) -> RemoteFile:
-    """Parse one file of `GET /api/models/{repo}/tree/{commit}`: `{path, size, oid, lfs?: {oid, size}}`."""
-    lfs = entry.get("lfs")
-    described = entry if lfs is None else lfs
-    if not isinstance(described, dict):
-        return RemoteFile(path, key, None, problem=bad_response(request, f"no Git LFS record for {path[:200]!r}"))
-    oid, size = described.get("oid"), described.get("size")
-    if not isinstance(oid, str) or not (is_hex(oid) if lfs is not None else _SHA1.fullmatch(oid)):
-        problem = bad_response(request, f"the id {str(oid)[:80]!r} for {path[:200]!r}")
-        return RemoteFile(path, key, None, problem=problem)
-    try:
-        check_size(path, size)
-    except InvalidManifest as error:
-        return RemoteFile(path, key, None, problem=bad_response(request, error.message))
-    if lfs is None:
-        return RemoteFile(path, key, size, validator=oid, git_oid=oid)
-    return RemoteFile(path, key, size, validator=oid, sha256=oid)
 
 
 def _find_origin(url: str) -> Origin | None:

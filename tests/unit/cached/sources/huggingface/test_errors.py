@@ -131,6 +131,7 @@ async def test_an_overloaded_hub_is_retried_when_it_says(hub: FakeHub, tmp_path:
     """Any request that meets 429 or 5xx fails at once as transient, with the wait that was asked for."""
     manifest = manifest_of({"config.json": CONFIG})
     hub.add(NAME, write(tmp_path / "published", {"config.json": CONFIG, "holdfast.json": manifest.canonical()}))
+    hub.lists_blobs = where != "/tree/"
     hub.fail(status, where, {"Retry-After": "1234"})
     error = await refusal(hub_source(URI))
     assert isinstance(error, Transient)
@@ -193,6 +194,14 @@ async def test_a_broken_endpoint_is_refused(hub: FakeHub, monkeypatch: pytest.Mo
 
 # Hubs that lie
 
+
+@pytest.fixture(params=["metadata", "tree"])
+def listing_hub(hub: FakeHub, request: pytest.FixtureRequest) -> FakeHub:
+    """A Hub that lists a commit's files in the revision's metadata, or in its tree alone."""
+    hub.lists_blobs = request.param == "metadata"
+    return hub
+
+
 HOSTILE = [
     "../../etc/passwd",
     "/etc/passwd",
@@ -206,10 +215,10 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("path", HOSTILE)
-async def test_a_path_that_no_manifest_may_hold_is_refused(hub: FakeHub, model: Path, path: str) -> None:
+async def test_a_path_that_no_manifest_may_hold_is_refused(listing_hub: FakeHub, model: Path, path: str) -> None:
     """A listing with a path that leaves the version, or collides in it, is refused by name."""
     entry = {"type": "file", "path": path, "size": 1, "oid": "0" * 40}
-    hub.add(NAME, model).extra_entries.append(entry)
+    listing_hub.add(NAME, model).extra_entries.append(entry)
     error = await refusal(hub_source(URI))
     assert isinstance(error, Permanent)
     assert repr(path) in error.message
@@ -237,16 +246,16 @@ async def test_a_path_outside_the_folder_is_refused(hub: FakeHub, model: Path, p
         {"type": "file", "path": "a", "size": 1, "oid": "0" * 40, "lfs": ["x"]},
     ],
 )
-async def test_an_entry_that_makes_no_sense_is_retried(hub: FakeHub, model: Path, entry: object) -> None:
-    """A tree entry without a usable path, size or id is no reason to guess."""
-    hub.add(NAME, model).extra_entries.append(entry)
+async def test_an_entry_that_makes_no_sense_is_retried(listing_hub: FakeHub, model: Path, entry: object) -> None:
+    """An entry without a usable path, size or id is no reason to guess."""
+    listing_hub.add(NAME, model).extra_entries.append(entry)
     error = await refusal(hub_source(URI))
     assert (error.code, error.permanent) == ("bad_response", False)
 
 
-async def test_records_of_our_own_in_a_repository_are_no_content(hub: FakeHub, model: Path) -> None:
+async def test_records_of_our_own_in_a_repository_are_no_content(listing_hub: FakeHub, model: Path) -> None:
     """A snapshot that was uploaded with its `.holdfast/` folder lists as its content alone."""
-    hub.add(NAME, write(model, {".holdfast/verified.json": b"{}"}))
+    listing_hub.add(NAME, write(model, {".holdfast/verified.json": b"{}"}))
     assert not [path for path in by_path(await hub_source(URI).resolve()) if path.startswith(".holdfast")]
 
 
@@ -256,6 +265,7 @@ async def test_a_next_page_on_another_host_gets_no_token(
     """A listing that goes on elsewhere, or never ends, is not followed."""
     hub.tokens.add(TOKEN)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    hub.lists_blobs = False
     commit = hub.add(NAME, model).refs["main"]
     same = f"/api/models/{NAME}/tree/{commit}?recursive=true&expand=false"
     for following in (f"{hub.cdn}/next", same):
@@ -268,6 +278,7 @@ async def test_a_next_page_on_another_host_gets_no_token(
 @pytest.mark.parametrize("where", ["/revision/", "/tree/"])
 async def test_an_answer_that_is_not_the_api_is_retried(hub: FakeHub, model: Path, where: str) -> None:
     """A success that is not the Hub's JSON, as a login page in between gives, is not believed."""
+    hub.lists_blobs = where != "/tree/"
     hub.add(NAME, model)
     hub.fail(200, where, {"Content-Type": "text/html"})
     error = await refusal(hub_source(URI))

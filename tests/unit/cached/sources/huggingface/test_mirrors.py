@@ -144,13 +144,8 @@ async def test_a_mirror_that_lists_no_files_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int, code: str, permanent: bool
 ) -> None:
     """Without the tree API, and without ids in the answer about the revision, the version says what is missing."""
-
-    class NoIds(Mirror):
-        def answer(self, request: Request) -> Reply:
-            request.query.pop("blobs", None)
-            return super().answer(request)
-
-    with NoIds("/tree/", refused=Reply(status, {}, b"")) as mirror:
+    with Mirror("/tree/", refused=Reply(status, {}, b"")) as mirror:
+        mirror.lists_blobs = False
         _use(mirror, tmp_path, monkeypatch)
         error = await refusal(hub_source(URI))
         assert (error.code, error.permanent) == (code, permanent)
@@ -207,6 +202,7 @@ async def test_a_next_page_that_names_the_hub_is_asked_of_the_mirror(
             return Reply(reply.status, reply.headers | ({"Link": link} if link else {}), reply.body, reply.file)
 
     with PassesLinksOn() as mirror:
+        mirror.lists_blobs = False
         _use(mirror, tmp_path, monkeypatch)
         assert await _contents() == MODEL
         assert mirror.count("/tree/") > 1
@@ -294,6 +290,7 @@ async def test_a_login_page_in_place_of_the_hub(
             return Reply(200, {"Content-Type": "text/html"}, PAGE)
 
     with Portal() as mirror:
+        mirror.lists_blobs = part != "/tree/"
         _use(mirror, tmp_path, monkeypatch, MODEL | {"holdfast.json": manifest_of(MODEL).canonical()})
         error: HoldfastError = await refusal(hub_source(URI))
         assert (error.code, error.permanent) == ("bad_response", False)
