@@ -28,7 +28,7 @@ from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, MAX_MANIFEST
 from cached.sources.s3.address import S3Address
 from cached.sources.s3.errors import bad_response, is_missing, is_not_modified, translate_errors
 from cached.sources.s3.presigning import PROBE_KEY, Presigner, SigningKeys
-from cached.sources.s3.session import StrictSession
+from cached.sources.s3.session import BoundedResolver, StrictSession
 from cached.sources.s3.sums import FULL_OBJECT
 from cached.transport.target import Headers
 
@@ -257,6 +257,7 @@ class S3Client:
             signature_version=UNSIGNED if self.address.anonymous else "s3v4",
             s3={"addressing_style": style} if style else None,
             connect_timeout=_CONNECT_TIMEOUT_S,
+            connector_args={"resolver": BoundedResolver(_CONNECT_TIMEOUT_S)},
             read_timeout=self._read_timeout_s,
             http_session_cls=StrictSession,
             max_pool_connections=self._connections,

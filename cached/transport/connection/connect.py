@@ -29,7 +29,7 @@ from cached.transport.response import read_head
 from cached.transport.urls import Address, Origin
 
 # The result of getaddrinfo: family, kind, protocol, name, address.
-_Found = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
+Resolved = tuple[socket.AddressFamily, socket.SocketKind, int, str, Any]
 _METADATA_HOSTS = frozenset({"169.254.169.254", "fd00:ec2::254", "metadata.google.internal"})
 _NOT_YET_VALID = 9  # X509_V_ERR_CERT_NOT_YET_VALID
 
@@ -98,7 +98,7 @@ class Connector:
             return
         deadline = time.monotonic() + self._settings.connect_timeout_s
         try:
-            _check_not_internal(origin, chosen_by, _resolve_within(origin, deadline, cancellation))
+            _check_not_internal(origin, chosen_by, resolve_within(origin.host, origin.port, deadline, cancellation))
         except OSError as error:
             cancellation.check()
             raise _connect_error(error, origin, origin.netloc) from error
@@ -113,7 +113,8 @@ class Connector:
         sockets: list[socket.socket] = []
         try:
             deadline = time.monotonic() + self._settings.connect_timeout_s
-            addresses = _resolve_within(proxy.origin if proxy else origin, deadline, cancellation)
+            asked = proxy.origin if proxy else origin
+            addresses = resolve_within(asked.host, asked.port, deadline, cancellation)
             if route.chosen_by is not None:
                 _check_not_internal(origin, route.chosen_by, [] if proxy else addresses)
             sockets = [_dial(addresses, deadline, cancellation)]
@@ -173,29 +174,30 @@ class Connector:
         )
 
 
-def _resolve(origin: Origin) -> Sequence[_Found]:
-    return socket.getaddrinfo(origin.host, origin.port, type=socket.SOCK_STREAM)
+def _resolve(host: str, port: int) -> Sequence[Resolved]:
+    return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
 
 
-def _resolve_within(origin: Origin, deadline: float, cancellation: Cancellation) -> Sequence[_Found]:
-    """Return the addresses of a host. Raises TimeoutError where the name server stays silent: the C library would wait
-    for longer than a connection may take, and heeds neither a timeout nor a cancellation."""
-    if _is_address(origin.host):
-        return _resolve(origin)
-    answers = queue.SimpleQueue[Sequence[_Found] | OSError | None]()
+def resolve_within(host: str, port: int, deadline: float, cancellation: Cancellation) -> Sequence[Resolved]:
+    """Return the addresses of a host, as `socket.getaddrinfo` does. Raises OSError, of which TimeoutError where the
+    name server stays silent until `deadline`, in monotonic seconds: the C library would wait for longer than a
+    connection may take, and heeds neither a timeout nor a cancellation."""
+    if _is_address(host):
+        return _resolve(host, port)
+    answers = queue.SimpleQueue[Sequence[Resolved] | OSError | None]()
 
     def resolve() -> None:
         try:
-            answers.put(_resolve(origin))
+            answers.put(_resolve(host, port))
         except (OSError, UnicodeError) as error:
             answers.put(error if isinstance(error, OSError) else OSError("the name is no host name"))
 
-    limits.start_thread(threading.Thread(target=resolve, name="resolve", daemon=True), f"resolving {origin.host}")
+    limits.start_thread(threading.Thread(target=resolve, name="resolve", daemon=True), f"resolving {host}")
     try:
         with cancellation.on_cancel(lambda: answers.put(None)):
             answer = answers.get(timeout=max(0.0, deadline - time.monotonic()))
     except queue.Empty:
-        raise TimeoutError(f"no answer of a name server for {origin.host}") from None
+        raise TimeoutError(f"no answer of a name server for {host}") from None
     if isinstance(answer, OSError):
         raise answer
     cancellation.check()
@@ -210,10 +212,12 @@ def _is_address(host: str) -> bool:
     return True
 
 
-def _check_not_internal(origin: Origin, chosen_by: Origin, addresses: Sequence[_Found]) -> None:
+def _check_not_internal(origin: Origin, chosen_by: Origin, addresses: Sequence[Resolved]) -> None:
     """Refuse a redirect to this machine or its metadata service, unless the redirecting host is there too."""
     hosts = [origin.host, *(str(address[0]) for *_, address in addresses)]
-    if any(map(is_internal, hosts)) and not any(is_internal(str(address[0])) for *_, address in _resolve(chosen_by)):
+    if any(map(is_internal, hosts)) and not any(
+        is_internal(str(address[0])) for *_, address in _resolve(chosen_by.host, chosen_by.port)
+    ):
         raise Permanent(
             "insecure_redirect",
             f"{chosen_by.netloc} redirects to {origin.netloc}, an address of this machine or of its cloud's metadata",
@@ -221,7 +225,7 @@ def _check_not_internal(origin: Origin, chosen_by: Origin, addresses: Sequence[_
         )
 
 
-def _dial(addresses: Sequence[_Found], deadline: float, cancellation: Cancellation) -> socket.socket:
+def _dial(addresses: Sequence[Resolved], deadline: float, cancellation: Cancellation) -> socket.socket:
     """Connect to the first address that answers before `deadline`, in monotonic seconds. Raises OSError of the last
     one."""
     failure: OSError = OSError("the name has no address")
