@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):(//)?")
 _SCP = re.compile(r"[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!//)")  # as `git clone` takes it over ssh
+_MIN_SIMILAR = 4  # letters
 _MAX_RESOLVERS = 4  # one that ends in another, which ends in a source: more is a circle
 
 
@@ -133,8 +134,8 @@ _KINDS = {
 # What people write, from other tools, and the scheme that they mean.
 _MEANT = {
     **dict.fromkeys(("gcs", "gstorage"), "gs"),
-    **dict.fromkeys(("azure", "azblob", "wasb", "wasbs", "abfs", "abfss", "adl", "blob"), "az"),
-    **dict.fromkeys(("docker", "registry", "ocidir", "image", "modelpack"), "oci"),
+    **dict.fromkeys(("azure", "azblob", "wasb", "wasbs", "abfs", "abfss", "adl", "adls", "blob"), "az"),
+    **dict.fromkeys(("docker", "registry", "ocidir", "image", "modelpack", "oras"), "oci"),
     **dict.fromkeys(("huggingface", "hub", "hfhub"), "hf"),
     **dict.fromkeys(("s3a", "s3n", "minio", "r2"), "s3"),
     **dict.fromkeys(("mlflow", "model", "mlflow-models", "mlflow-artifacts"), "models"),
@@ -197,10 +198,19 @@ def open_source(uri: str, client: HttpClient, resolvers: int = 0, chosen_by: str
     return plugins.find(scheme, uri, client, opener) or _refuse(scheme)
 
 
+def _find_similar(scheme: str) -> str:
+    """Return the scheme that a misspelled one is meant to be, empty if none is near. Of short ones any may be meant."""
+    from difflib import get_close_matches
+
+    known = [name for name in (*_BUILT_IN, *_MEANT) if len(name) >= _MIN_SIMILAR]
+    near = get_close_matches(scheme, known, n=1, cutoff=0.8) if len(scheme) >= _MIN_SIMILAR else []
+    return _MEANT.get(near[0], near[0]) if near else ""
+
+
 def _refuse(scheme: str) -> Source:
     """Raise the error of an unknown scheme, which names the right one where that is known."""
     found = f"the scheme {scheme!r}" if scheme else "none of these"
-    meant = _BUILT_IN.get(_MEANT.get(scheme, ""))
+    meant = _BUILT_IN.get(_MEANT.get(scheme) or _find_similar(scheme))
     if meant is not None:
         problem = f"expected a source as {meant[0]}…, found {found} ({supported()} are supported)"
         raise Permanent("unknown_scheme", problem, f"write it as {meant[0]}…; docs/sources.md has an example")

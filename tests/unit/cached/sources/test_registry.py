@@ -95,14 +95,48 @@ def test_an_unknown_scheme_names_the_supported_ones(uri: str) -> None:
         ("dvc://host/org/repo", "dvc+https://"),
         ("arn:aws:sagemaker:us-east-1:123456789012:model-package-group/ranker", "sagemaker:"),
         ("run:/60c805344c51/model", "runs:/"),
+        ("oras://ghcr.io/acme/model:v1", "oci://"),
+        ("azure://account/container/m/", "az://"),
+        ("hugginface://acme/model", "hf://"),
+        ("htps://models.example.com/m/", "https://"),
+        ("modles:/tiny/3", "models:/"),
+        ("git+htps://github.com/acme/model", "git+https://"),
+        ("sagmaker:ranker", "sagemaker:"),
     ],
 )
-def test_a_scheme_of_another_tool_names_ours(uri: str, right: str) -> None:
-    """What other tools call a source is refused with the scheme that it has here."""
+def test_a_scheme_of_another_tool_or_a_misspelled_one_names_ours(uri: str, right: str) -> None:
+    """What other tools call a source, or what is nearly one of ours, is refused with the scheme that it has here."""
     with pytest.raises(Permanent) as caught:
         open_source(uri, NO_CLIENT)
     assert caught.value.code == "unknown_scheme"
     assert f"write it as {right}…" in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        "ftp",
+        "sftp",
+        "hdfs",
+        "webhdfs",
+        "dbfs",
+        "nfs",
+        "smb",
+        "oss",
+        "cos",
+        "obs",
+        "swift",
+        "kaggle",
+        "ngc",
+        "rsync",
+        "scp",
+    ],
+)
+def test_a_scheme_of_something_else_names_none_of_ours(scheme: str) -> None:
+    """A place that is not read here is not taken for a misspelled one."""
+    with pytest.raises(Permanent) as caught:
+        open_source(f"{scheme}://host/m", NO_CLIENT)
+    assert "write it as" not in caught.value.remedy
 
 
 @pytest.mark.parametrize("uri", ["s3:/bucket/m", "hf:acme/model", "https:example.com/m"])
