@@ -184,7 +184,8 @@ class Listing:
     query, user, environment. Equal for two listings only if equal keys are one object.
     `revision`: the commit that a moving name was resolved to, for status and logs. `tag`: the source's strong validator
     of the whole listing (the ETag of `holdfast.json`, a commit), None without one. `unlisted`: folders without files
-    here. A listing may have names invalid in a version: `filters.choose_files` checks the files it chooses only.
+    here. `chains`: where the chaining values of a version that `publish` wrote are, if they are there: that file may be
+    missing. A listing may have names invalid in a version: `filters.choose_files` checks the files it chooses only.
     """
 
     files: tuple[RemoteFile, ...]
@@ -193,3 +194,4 @@ class Listing:
     revision: str | None = None
     unlisted: tuple[Unlisted, ...] = ()
     tag: str | None = None
+    chains: RemoteFile | None = None

@@ -47,6 +47,7 @@ from cached.daemon.reconciler import Reconciler
 from cached.daemon.service import DaemonService
 from cached.fetch.downloads import Downloads
 from cached.fetch.pool.node import PoolNode
+from cached.fetch.pool.published_chains import PublishedChains
 from cached.fetch.trace import NoFetchTrace
 from cached.fetch.version import VersionFetches
 from cached.fetch.workers import PEER_HTTP, Workers, WorkerSettings
@@ -477,6 +478,7 @@ def _make_fetches(
         open_source=lambda uri: open_source(uri, client),
         listing_timeout_s=_LISTING_STALLS * config.stall_timeout_s,
         pool=pool,
+        published=PublishedChains(client),
     )
 
 

@@ -36,6 +36,7 @@ from cached.fetch.download import Download, DownloadMetrics
 from cached.fetch.downloads import Downloads, DownloadSpace
 from cached.fetch.pool.held_version import Holders, VersionAtPeers
 from cached.fetch.pool.node import PoolNode
+from cached.fetch.pool.published_chains import PublishedChains
 from cached.fetch.pool.version import VersionPool
 from cached.fetch.resolving.locator import Locator
 from cached.fetch.resolving.pinned import PinnedSource
@@ -58,6 +59,8 @@ from cached.fetch.trace import FetchTrace, record_downloads, recorded
 from cached.node.publisher import Publisher
 from cached.node.status_files import FetchProgress, StatusFiles
 from cached.node.threads import Blocking
+from cached.peers import chaining
+from cached.peers.pieces import PIECE_BYTES
 from cached.sources.base import Revalidating, Source
 from cached.store import blobs, fetch_records
 from cached.store.disk.durable import disk_error
@@ -102,7 +105,7 @@ class _VersionFetch:
     """One version fetch: `before` is the record of the version that has the name now, `urgency` returns its priority
     now, `got_space` is called with the bytes and the files to fetch once all their space is reserved; `holders`: the
     nodes that told what the version is, in place of its source; `digest`: of its manifest, where the listing promises
-    it and other nodes may be asked."""
+    it and other nodes may be asked; `chains`: the chaining values at its source, if they are there."""
 
     want: Want
     source: Source
@@ -111,6 +114,7 @@ class _VersionFetch:
     got_space: Callable[[int, int], None]
     holders: Holders | None = None
     digest: Digest | None = None
+    chains: RemoteFile | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,8 +185,10 @@ class VersionFetches:
         open_source: Callable[[str], Source],
         listing_timeout_s: float,
         pool: PoolNode | None = None,
+        published: PublishedChains | None = None,
     ) -> None:
         self._pool = pool
+        self._published = published
         self._layout = layout
         self._ledger = ledger
         self._downloads = downloads
@@ -247,7 +253,8 @@ class VersionFetches:
                 resolved = await self._resolve(fetch)
             fetch, listing, wanted = resolved.fetch, resolved.listing, resolved.wanted
             if self._pool is not None:
-                fetch = replace(fetch, digest=await self._compute(len(wanted), _promised_digest, wanted))
+                digest = await self._compute(len(wanted), _promised_digest, wanted)
+                fetch = replace(fetch, digest=digest, chains=listing.chains)
             verified = await self._fetch_blobs(fetch, wanted)
             manifest = await self._compute(len(wanted), _build_manifest, wanted, verified)
             if want.pin not in (None, manifest.digest):
@@ -455,6 +462,8 @@ class VersionFetches:
         awaited = self._running[ref] = []
         failure: str | None = None
         try:
+            if pool is not None:
+                await self._take_published(fetch, pool, missing)
             together = self._choose_bundled(fetch, missing)
             names = {each.spec.name for each in together}
             alone = [each for each in missing if each.spec.name not in names]
@@ -523,6 +532,12 @@ class VersionFetches:
         if self._pool is None or not sizes:
             return None
         return self._pool.join(sizes, sizes.keys() & {verified.sha256 for verified in known.values()}, holders)
+
+    async def _take_published(self, fetch: _VersionFetch, pool: VersionPool, missing: Sequence[_WantedFile]) -> None:
+        """Have the pieces of missing blobs checked by the chaining values at the source, if they are there."""
+        is_cut = any((each.spec.key.size or 0) > PIECE_BYTES for each in missing)
+        if self._published is not None and fetch.chains is not None and is_cut and chaining.is_available():
+            pool.take_published(await self._published.read(fetch.want.ref, fetch.source, fetch.chains))
 
     async def _start(
         self,

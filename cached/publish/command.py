@@ -155,7 +155,10 @@ def _read_folder(options: argparse.Namespace, destination: Destination) -> Folde
     files = listing.files
     total_bytes = sum(file.size for file in files)
     with ByteProgress(sys.stderr, f"hashing {format_count(len(files), 'file')}", total_bytes) as progress:
-        return hash_all(files, options.threads, progress.add)
+        content = hash_all(files, options.threads, progress.add)
+    if content.lacks_chains and not options.check:
+        _say("note: no chaining values of sha256 from this machine's libcrypto: nodes hash twice what they share first")
+    return content
 
 
 def _judge(folder: Path, findings: Sequence[Finding], options: argparse.Namespace) -> None:
@@ -211,16 +214,16 @@ async def _check(content: FolderContent, destination: Destination, options: argp
     differing = sorted((upload.entry.path, how) for upload, how in found.uploads.items())
     for path, how in differing:
         _say(f"{path}: {how}")
-    if not found.is_done:
+    if not found.is_published:
         _say(
             f"{format_count(len(differing), 'file')} of {len(content.uploads)} differ; "
             "publish with --force to mend what is there"
         )
     else:
         _say(f"as it should be, contents compared: {_describe_version(found, display)}")
-    facts = {"right": found.is_done, "differing": [{"path": path, "difference": how} for path, how in differing]}
+    facts = {"right": found.is_published, "differing": [{"path": path, "difference": how} for path, how in differing]}
     _write_result(found, display, facts if options.json else None)
-    return EXIT_DONE if found.is_done else EXIT_FAILED
+    return EXIT_DONE if found.is_published else EXIT_FAILED
 
 
 def _end_on_sigterm() -> None:
@@ -231,14 +234,15 @@ def _end_on_sigterm() -> None:
 
 def _report(done: PublishPlan, display: str, options: argparse.Namespace) -> None:
     whole = _describe_version(done, display)
-    if not done.is_done:
+    added = "; added the chaining values of its large files" if done.writes_chains else ""
+    if not done.is_published:
         _say(
             f"published: {whole}; uploaded {format_count(len(done.uploads), 'file')}, {format_size(done.upload_bytes)}"
         )
     elif options.force:
-        _say(f"already published, contents compared: {whole}")
+        _say(f"already published, contents compared: {whole}{added}")
     else:
-        _say(f"already published: {whole}; only names and sizes were compared, --check compares contents")
+        _say(f"already published: {whole}; only names and sizes were compared, --check compares contents{added}")
     facts: dict[str, object] = {"uploaded_files": len(done.uploads), "uploaded_bytes": done.upload_bytes}
     _write_result(done, display, facts if options.json else None)
 

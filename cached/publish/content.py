@@ -17,13 +17,17 @@ from cached.contract.golden import GOLDEN_NAME
 from cached.contract.loadable.findings import Finding
 from cached.contract.manifest import MANIFEST_NAME, RESERVED, FileEntry, Manifest
 from cached.contract.program.units import format_size
-from cached.contract.snapshot.verify import hash_file
+from cached.contract.snapshot.verify import feed_file, hash_file
 from cached.core.filters import Rules, select_files
 from cached.core.listing import Listing, RemoteFile, check_names
 from cached.core.selection.clutter import is_clutter, root_of_clutter
 from cached.core.selection.copies import summarize
 from cached.core.selection.indexes import read_indexes
 from cached.core.selection.needed_files import find_losses
+from cached.peers import chaining
+from cached.peers.chain_file import encode_chains
+from cached.peers.chaining import ChainHasher
+from cached.peers.pieces import PIECE_BYTES
 from cached.publish.destination import Progress, Upload
 from cached.publish.usable import check_golden, find_unusable, reader
 from cached.sources.local.tree import FolderTree, PlainFile, file_error, walk
@@ -31,10 +35,17 @@ from cached.sources.local.tree import FolderTree, PlainFile, file_error, walk
 
 @dataclass(frozen=True, slots=True)
 class FolderContent:
-    """A folder's manifest, and the path of each of its files."""
+    """A folder's manifest, and the path of each of its files. `chains`: the file of their chaining values, None where
+    they have none, or where this platform cannot find them out."""
 
     manifest: Manifest
     uploads: tuple[Upload, ...]
+    chains: bytes | None = None
+
+    @property
+    def lacks_chains(self) -> bool:
+        """Whether there are chaining values that this platform could not find out."""
+        return self.chains is None and not chaining.is_available() and any(map(_has_states, self.manifest.files))
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +133,19 @@ def _named_golden(path: Path) -> PlainFile:
 
 def hash_all(files: Sequence[PlainFile], threads: int, progress: Progress) -> FolderContent:
     """Hash the files with `threads` threads, largest first, and return the manifest; raises `HoldfastError`."""
+    states: dict[str, bytes] = {}
 
     def hash_one(file: PlainFile) -> Upload:
         try:
-            return Upload(FileEntry(file.path, hash_file(file.real, progress), file.size), file.real)
+            if not _has_states(file) or not chaining.is_available():
+                return Upload(FileEntry(file.path, hash_file(file.real, progress), file.size), file.real)
+            hasher = ChainHasher()
+            feed_file(file.real, hasher.update, progress)
         except OSError as error:
             raise file_error(error, file.real) from error
+        sha256 = hasher.hexdigest()
+        states[sha256] = hasher.states()
+        return Upload(FileEntry(file.path, sha256, file.size), file.real)
 
     with ThreadPoolExecutor(threads, thread_name_prefix="hash") as pool:
         largest_first = sorted(files, key=lambda file: file.size, reverse=True)
@@ -136,4 +154,9 @@ def hash_all(files: Sequence[PlainFile], threads: int, progress: Progress) -> Fo
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
-    return FolderContent(Manifest.build(upload.entry for upload in uploads), tuple(uploads))
+    return FolderContent(Manifest.build(upload.entry for upload in uploads), tuple(uploads), encode_chains(states))
+
+
+def _has_states(file: PlainFile | FileEntry) -> bool:
+    """Return whether a file has several pieces, and so states of sha256 between them."""
+    return file.size > PIECE_BYTES

@@ -34,7 +34,10 @@ class Stored:
 class Destination(Protocol):
     """A version's own folder. Every method raises `Transient` or `Permanent`. `claim` comes before the first change and
     `unmark` after the manifest: in between, and after a crash there, a `Source` without a manifest sees the mark and
-    refuses the incomplete version. While the mark is this publisher's, another one is refused (`another_publisher`)."""
+    refuses the incomplete version. While the mark is this publisher's, another one is refused (`another_publisher`).
+    `keeps_chains`: whether there is a place for `.holdfast/chains`, the chaining values, which are no content."""
+
+    keeps_chains: bool
 
     @property
     def display(self) -> str:
@@ -51,6 +54,12 @@ class Destination(Protocol):
 
     async def get_sha256(self, path: str) -> str | None:
         """Return a stored file's sha256, computed by the store or from the bytes read; None if there is no file."""
+
+    async def read_chains(self) -> bytes | None:
+        """Return the bytes of that file, None if there is none. Raises `Permanent` (`too_large`) too."""
+
+    async def write_chains(self, data: bytes) -> None:
+        """Write that file, durably, over another one."""
 
     async def claim(self, mark: Mark, say: Say) -> None:
         """Write the mark as the only publisher, durably; replace that of a dead publisher, and report that."""

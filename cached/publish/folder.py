@@ -19,7 +19,7 @@ from pathlib import Path
 
 from cached.contract.errors import Permanent, Transient
 from cached.contract.layout import TEMPORARY_PREFIX
-from cached.contract.manifest import MANIFEST_NAME, PUBLISHING_NAME, RESERVED, FileEntry
+from cached.contract.manifest import CHAINS_NAME, MANIFEST_NAME, PUBLISHING_NAME, RESERVED, FileEntry
 from cached.contract.program import limits
 from cached.contract.snapshot.verify import hash_file
 from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
@@ -63,6 +63,14 @@ class FolderDestination:
     async def get_sha256(self, path: str) -> str | None:
         return await asyncio.to_thread(self._hash, path)
 
+    keeps_chains = True
+
+    async def read_chains(self) -> bytes | None:
+        return await asyncio.to_thread(self._read, CHAINS_NAME)
+
+    async def write_chains(self, data: bytes) -> None:
+        await asyncio.to_thread(self._write_record, CHAINS_NAME, data)
+
     async def claim(self, mark: Mark, say: Say) -> None:
         await asyncio.to_thread(self._claim, mark, say)
 
@@ -76,7 +84,7 @@ class FolderDestination:
         return await asyncio.to_thread(self._copy, upload, progress)
 
     async def seal(self, manifest: bytes) -> None:
-        await asyncio.to_thread(self._write_manifest, manifest)
+        await asyncio.to_thread(self._write_record, MANIFEST_NAME, manifest)
 
     async def delete(self, path: str) -> None:
         await asyncio.to_thread(self._delete, path)
@@ -189,8 +197,8 @@ class FolderDestination:
         if held is not None:
             os.close(held[1])
 
-    def _write_manifest(self, data: bytes) -> None:
-        path = self._base / MANIFEST_NAME
+    def _write_record(self, name: str, data: bytes) -> None:
+        path = self._base / name
         with _translate_errors(path):
             durable.replace(path, data, _FILE_MODE)
 

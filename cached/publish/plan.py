@@ -2,7 +2,8 @@
 
 Law: `make_plan` changes nothing. `carry_out_plan` may be interrupted anywhere by a crash: it marks, deletes an outdated
 manifest, writes files and the new manifest, deletes files that only the old manifest lists, and unmarks. So a manifest
-never describes missing bytes, and between the mark and the manifest no source accepts the files as a version. One
+never describes missing bytes, and between the mark and the manifest no source accepts the files as a version. The
+chaining values, a hint for nodes, are written before the manifest, and fail no publish. One
 publisher at a time per version: the mark names it, and before and after the manifest is written every file must be the
 one that was checked.
 """
@@ -11,17 +12,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent
-from cached.contract.manifest import Manifest
+from cached.contract.manifest import CHAINS_NAME, Manifest
 from cached.publish.content import FolderContent
 from cached.publish.destination import Destination, Progress, Say, Stored, Upload
 from cached.publish.mark import Mark
 from cached.publish.parallel import in_parallel, ungrouped
 
 BEAT_S = 5.0
+_NO_CHAINS = "published without chaining values (nodes hash twice what they share first)"
 
 # Returns how a file of the right size differs from the upload; None if it does not.
 Comparison = Callable[[Destination, Upload, Stored], Awaitable[str | None]]
@@ -39,19 +41,28 @@ class Comparisons:
 class PublishPlan:
     """The changes at the destination. `uploads`: files to upload, and how each differs. `sealed`: the right manifest
     exists already. `replaced`: the digest of another version's manifest, if any; `obsolete`: paths that only that one
-    lists. `manifest` and `listing`: the destination's state when the plan was made."""
+    lists. `writes_chains`, `deletes_chains`: whether the file of chaining values is missing or another version's.
+    `manifest` and `listing`: the destination's state when the plan was made."""
 
     content: FolderContent
     uploads: dict[Upload, str]
     sealed: bool
     replaced: Digest | None
     obsolete: tuple[str, ...]
+    writes_chains: bool
+    deletes_chains: bool
     manifest: bytes | None = field(repr=False)
     listing: dict[str, Stored] = field(repr=False)
 
     @property
-    def is_done(self) -> bool:
+    def is_published(self) -> bool:
+        """Whether the version is there, whole."""
         return self.sealed and not self.uploads
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is nothing to do."""
+        return self.is_published and not self.writes_chains
 
     @property
     def upload_bytes(self) -> int:
@@ -106,7 +117,20 @@ async def make_plan(
     other = None if sealed else stored_manifest
     replaced = None if other is None else Digest.of(other)
     obsolete = () if other is None else _obsolete(other, content.manifest)
-    return PublishPlan(content, uploads, sealed, replaced, obsolete, stored_manifest, listing)
+    chains = None if sealed and content.chains is None else await _read_chains(destination)
+    writes = destination.keeps_chains and content.chains not in (None, chains)
+    deletes = content.chains is None and chains is not None and not sealed
+    return PublishPlan(content, uploads, sealed, replaced, obsolete, writes, deletes, stored_manifest, listing)
+
+
+async def _read_chains(destination: Destination) -> bytes | None:
+    """Return the stored file of chaining values; what is larger than any counts as an empty one."""
+    try:
+        return await destination.read_chains()
+    except Permanent as error:
+        if error.code != "too_large":
+            raise
+        return b""
 
 
 def refuse_replacing(plan: PublishPlan, display: str) -> None:
@@ -129,7 +153,7 @@ async def carry_out_plan(
 ) -> PublishPlan:
     """Carry out the plan as the only publisher; return the plan that was carried out. `decide` plans again, and may
     refuse, if the destination changed before the mark was written. `say` is called with messages for people that are no
-    failures."""
+    failures. Where only the chaining values of a published version are missing, a failure is one of these."""
     if decided.is_done:
         return decided
     try:
@@ -140,11 +164,14 @@ async def carry_out_plan(
                 tasks.create_task(_renew_claim(destination, ended))
                 found = await destination.read_manifest(), await destination.list_files(decided.content.manifest.files)
                 plan = decided if found == (decided.manifest, decided.listing) else await decide()
-                await _carry_out(plan, destination, requests, progress)
+                await _carry_out(plan, destination, requests, progress, say)
                 ended.set()
         await _tidy(plan, destination, requests, say)
     except BaseException as error:
         await _end_claim(destination, error)
+        if decided.is_published and isinstance(error, HoldfastError) and error.code != "already_published":
+            say(f"{_NO_CHAINS}: {error}")
+            return replace(decided, writes_chains=False)
         raise
     return plan
 
@@ -169,7 +196,7 @@ async def _end_claim(destination: Destination, error: BaseException) -> None:
         error.add_note(f"the mark of this publish stays as it is: {second.message}")
 
 
-async def _carry_out(plan: PublishPlan, destination: Destination, requests: int, progress: Progress) -> None:
+async def _carry_out(plan: PublishPlan, destination: Destination, requests: int, progress: Progress, say: Say) -> None:
     if plan.is_done:
         return
     await destination.keep_claim()
@@ -184,9 +211,22 @@ async def _carry_out(plan: PublishPlan, destination: Destination, requests: int,
     await in_parallel(requests, put, largest_first)
     await destination.keep_claim()
     await _check_untouched(plan.content.manifest, checked, destination)
+    await _write_chains(plan, destination, say)
     if not plan.sealed:
         await _seal(plan.content.manifest, checked, destination)
     await destination.keep_claim()
+
+
+async def _write_chains(plan: PublishPlan, destination: Destination, say: Say) -> None:
+    """Write the file of chaining values, without which the version is whole, too."""
+    if not plan.writes_chains or plan.content.chains is None:
+        return
+    try:
+        await destination.write_chains(plan.content.chains)
+    except HoldfastError as error:
+        if error.code == "another_publisher" or plan.is_published:
+            raise
+        say(f"{_NO_CHAINS}: {error}")
 
 
 async def _seal(manifest: Manifest, checked: dict[str, Stored], destination: Destination) -> None:
@@ -221,7 +261,8 @@ async def _check_untouched(manifest: Manifest, checked: dict[str, Stored], desti
 
 async def _tidy(plan: PublishPlan, destination: Destination, requests: int, say: Say) -> None:
     try:
-        await in_parallel(requests, destination.delete, plan.obsolete)
+        chains = (CHAINS_NAME,) if plan.deletes_chains else ()
+        await in_parallel(requests, destination.delete, (*plan.obsolete, *chains))
         await destination.unmark()
     except Permanent as error:
         # The version is published: a role without the right to delete leaves files that no reader uses.

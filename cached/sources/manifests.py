@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cached.contract.errors import InvalidManifest, Transient
-from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
+from cached.contract.manifest import CHAINS_NAME, MANIFEST_NAME, FileEntry, Manifest
 from cached.core.listing import Listing, RemoteFile
 from cached.transport.pages import page_error, page_in
 
@@ -26,7 +26,7 @@ def list_published(manifest: Manifest, prefix: str, identity: str, tag: str | No
     """Return the listing of a version under `prefix` of an object store, by its manifest; `identity` and `tag` as in
     `Listing`. The files have no validator: the sha256 decides, also after a copy of the objects."""
     files = tuple(RemoteFile(f.path, prefix + f.path, f.size, sha256=f.sha256) for f in manifest.files)
-    return Listing(files, identity, manifest, tag=tag)
+    return Listing(files, identity, manifest, tag=tag, chains=RemoteFile(CHAINS_NAME, prefix + CHAINS_NAME, None))
 
 
 def list_mirrored(listing: Listing, manifest: Manifest, where: str) -> Listing:

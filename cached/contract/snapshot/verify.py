@@ -181,6 +181,16 @@ def hash_file(path: Path, progress: Callable[[int], None] = lambda _size: None) 
         os.close(descriptor)
 
 
+def feed_file(path: Path, update: Callable[[memoryview], object], progress: Callable[[int], None]) -> None:
+    """Pass all bytes of a file to `update`, in writable buffers, for a hash that is none of hashlib's; else as
+    `hash_file`."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        _feed_copied(descriptor, update, progress)
+    finally:
+        os.close(descriptor)
+
+
 def _hash_mapped(descriptor: int, progress: Callable[[int], None]) -> str:
     """Hash the page cache in place: the copy of read(2) costs 6 % of the hash's own time. A bad block or a truncated
     file raises SIGBUS in a map, which ends the process without a message: populating each window first turns both into
@@ -209,17 +219,21 @@ def _map(descriptor: int, start: int, length: int) -> mmap.mmap:
 
 def _hash_copied(descriptor: int, progress: Callable[[int], None]) -> str:
     sha = hashlib.sha256()
+    _feed_copied(descriptor, sha.update, progress)
+    return sha.hexdigest()
+
+
+def _feed_copied(descriptor: int, update: Callable[[memoryview], object], progress: Callable[[int], None]) -> None:
     # An anonymous map is page-aligned: the kernel copies into it faster than into a bytearray.
     size, done = os.fstat(descriptor).st_size, 0
     with mmap.mmap(-1, _BUFFER_BYTES) as buffer, memoryview(buffer) as view:
         while count := os.readv(descriptor, [view]):
             with view[:count] as filled:
-                sha.update(filled)
+                update(filled)
             progress(count)
             done += count
     if done < size:
         raise OSError(errno.EIO, "the file was cut short while it was read")
-    return sha.hexdigest()
 
 
 class _Stopped(Exception):

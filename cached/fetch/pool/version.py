@@ -14,7 +14,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -202,7 +202,8 @@ class VersionPool:
             extent = piece_around(segment, size)
             step = self._chains.find_step(sha256, extent.start) if self._is_chaining else None
             if request.peer is None:
-                return Assignment(segment, None, is_told=True, needs_sha256=step is None)
+                needs_sha256 = step is None or self._digests_wanted
+                return Assignment(segment, None, is_told=True, needs_sha256=needs_sha256)
             digest = self._swarm.digest_of(request.piece)
         assert digest is not None or step is not None
         target = self._link.target_of(request.peer, self.pieces.find(request.piece), self.pieces.key)
@@ -260,9 +261,9 @@ class VersionPool:
 
     def _take_contradiction(self, sha256: str, peer: str) -> Reason | None:
         """Take back a chain that a peer's piece contradicts; return why the peer is left. Either may be wrong: no node
-        is told that the peer is, unless that follows, and it is left only if it did so before. Call with the lock
-        held."""
-        if self._chains.is_certain(sha256) or peer == self._chains.giver:
+        is told that the peer is, unless that follows, and it is left only if it did so before. Also where the peer told
+        the chain: it may have been published so. Call with the lock held."""
+        if self._chains.is_certain(sha256):
             reason: Reason | None = Reason.WRONG
         else:
             reason = Reason.GONE if peer in self._suspects else None
@@ -270,9 +271,16 @@ class VersionPool:
         if not self._chains.is_certain(sha256):
             if self._chains.giver is not None:
                 self._liars.add(self._chains.giver)
-            self._chains.drop()
+            if self._chains.drop():
+                _log.warning("version %s: a piece contradicts its published chaining values", self.pieces.key[:12])
             self._swarm.set_chained(self._chains.known_pieces)
         return reason
+
+    def take_published(self, states: Mapping[str, bytes]) -> None:
+        """Take the chaining values of blobs, by sha256, that `publish` left at the source."""
+        with self._lock:
+            self._chains.take_published(states)
+            self._swarm.set_chained(self._chains.known_pieces)
 
     def note_chain(self, sha256: str, states: bytes) -> None:
         """Take the chaining values of a committed blob, and keep them for later seeds."""
@@ -351,15 +359,16 @@ class VersionPool:
             return self._ended
 
     def _tell_digests(self) -> None:
-        """Tell the sha256 of some pieces that no node has told yet, of committed blobs, from a random one on: where the
-        chain is known, only if a node asks for them."""
+        """Tell the sha256 of some pieces here that no node has told yet, from a random one on: of all, once this node
+        does not know their chain; else only if a node asks for them."""
         with self._lock:
-            tells = self._swarm.is_complete and (self._digests_wanted or not self._chains.is_known)
-            untold = list(bits.numbers_in(self._swarm.find_untold())) if tells else []
+            tells = self._digests_wanted or (self._swarm.is_complete and not self._chains.is_known)
+            untold = list(bits.numbers_in(self._swarm.find_untold() & self._swarm.have)) if tells else []
         start = random.randrange(len(untold)) if untold else 0  # noqa: S311
         for number in (untold[start:] + untold[:start])[:_TOLD_A_TURN]:
             piece = self.pieces.find(number)
-            sha256 = _hash_range(self._layout.blob(piece.sha256), piece.start, piece.end)
+            places = (self._layout.blob(piece.sha256), self._layout.ingest / piece.sha256 / "data")
+            sha256 = next((found for each in places if (found := _hash_range(each, piece.start, piece.end))), None)
             if sha256 is not None:
                 with self._lock:
                     self._swarm.vouch(number, sha256)
@@ -381,7 +390,7 @@ class VersionPool:
             if self._closing or (number and self._is_announce_due()):  # one at least: a busy node is always late
                 return
             self._asked[peer] = self._clock()
-            if not self._is_chaining or self._liars:
+            if not self._is_chaining or self._liars or self._chains.is_refuted:
                 self._link.want_digests(peer, self.pieces.key)
             data = self._link.read_chain(peer, self.pieces.key) if self._is_chaining else None
             with self._lock:

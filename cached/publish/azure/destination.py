@@ -13,7 +13,8 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 
-from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry
+from cached.contract.manifest import CHAINS_NAME, MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry
+from cached.peers.chain_file import MAX_CHAIN_FILE_BYTES
 from cached.publish.azure.blobs import BlobWriter, NewBlob
 from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
 from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher
@@ -80,6 +81,19 @@ class AzureDestination:
         async with self._slots:
             found = await self._writer.find(self.key(path))
             return None if found is None else await self._sha256(path, found.size, found.etag)
+
+    keeps_chains = True
+
+    async def read_chains(self) -> bytes | None:
+        found = await self.read(CHAINS_NAME, MAX_CHAIN_FILE_BYTES)
+        return None if found is None else found.body
+
+    async def write_chains(self, data: bytes) -> None:
+        listed = self._listed.get(self.key(CHAINS_NAME))
+        try:
+            await self.write(CHAINS_NAME, data, None if listed is None else listed.validator)
+        except PreconditionFailed as error:
+            raise another_publisher(self.display, None) from error
 
     async def claim(self, mark: Mark, say: Say) -> None:
         await self.mark.claim(mark, say)

@@ -12,8 +12,9 @@ import contextlib
 import hashlib
 from collections.abc import Iterator, Sequence
 
-from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry
+from cached.contract.manifest import CHAINS_NAME, MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry
 from cached.core.listing import Algorithm
+from cached.peers.chain_file import MAX_CHAIN_FILE_BYTES
 from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
 from cached.publish.gcs.objects import GcsWriter, NewObject, Sums
 from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher
@@ -77,6 +78,19 @@ class GcsDestination:
         async with self._slots:
             found = await self._writer.find(self.key(path))
             return None if found is None else await self._sha256(found)
+
+    keeps_chains = True
+
+    async def read_chains(self) -> bytes | None:
+        found = await self.read(CHAINS_NAME, MAX_CHAIN_FILE_BYTES)
+        return None if found is None else found.body
+
+    async def write_chains(self, data: bytes) -> None:
+        listed = self._listed.get(self.key(CHAINS_NAME))
+        try:
+            await self.write(CHAINS_NAME, data, _ABSENT if listed is None else listed.validator)
+        except PreconditionFailed as error:
+            raise another_publisher(self.display, None) from error
 
     async def claim(self, mark: Mark, say: Say) -> None:
         await self.mark.claim(mark, say)

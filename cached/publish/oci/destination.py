@@ -131,6 +131,15 @@ class OciDestination:
         entry, digest, start = there
         return await self._read_sha256(digest, entry, start)
 
+    keeps_chains = False  # a layer of them would be a file in the image's volume
+
+    async def read_chains(self) -> bytes | None:
+        """Return None: there is no place for them."""
+        return None
+
+    async def write_chains(self, data: bytes) -> None:
+        """Do nothing, as `read_chains`."""
+
     async def claim(self, mark: Mark, say: Say) -> None:
         """Do nothing: a version is invisible until its manifest is there."""
 

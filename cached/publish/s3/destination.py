@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from cached.contract.errors import HoldfastError, Permanent
-from cached.contract.manifest import MANIFEST_NAME, PUBLISHING_NAME, FileEntry
+from cached.contract.manifest import CHAINS_NAME, MANIFEST_NAME, PUBLISHING_NAME, FileEntry
+from cached.peers.chain_file import MAX_CHAIN_FILE_BYTES
 from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
 from cached.publish.mark import Mark, another_publisher
 from cached.publish.object_mark import ObjectMark, PreconditionFailed
@@ -78,6 +79,15 @@ class S3Destination:
         async with self._slots:
             found = await read_sha256(self._client, self._key(path))
         return None if found is None else found[0]
+
+    keeps_chains = True
+
+    async def read_chains(self) -> bytes | None:
+        found = await self._client.read_small(self._key(CHAINS_NAME), MAX_CHAIN_FILE_BYTES)
+        return None if found is None else found.body
+
+    async def write_chains(self, data: bytes) -> None:
+        await self._writer.put(self._key(CHAINS_NAME), data)
 
     async def claim(self, mark: Mark, say: Say) -> None:
         await self._mark.claim(mark, say)

@@ -11,7 +11,7 @@ from functools import partial
 from urllib.parse import quote, unquote, urlsplit
 
 from cached.contract.errors import HoldfastError, Permanent
-from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from cached.contract.manifest import CHAINS_NAME, MANIFEST_NAME, MAX_MANIFEST_BYTES
 from cached.contract.program.thread_pool import start_pool
 from cached.core.listing import Listing, RemoteFile, Unlisted, WeakValidators, bad_name, is_reserved
 from cached.sources.base import identity_of, stretched
@@ -149,7 +149,8 @@ class WebSource:
             RemoteFile(entry.path, folder + quote(entry.path), entry.size, entry.sha256, entry.sha256)
             for entry in manifest.files
         )
-        return Listing(files, self._identity, manifest, tag=_lasting_etag(response))
+        chains = RemoteFile(CHAINS_NAME, folder + CHAINS_NAME, None)
+        return Listing(files, self._identity, manifest, tag=_lasting_etag(response), chains=chains)
 
     def _from_file(self, cancellation: Cancellation) -> Listing | None:
         if self._place.endswith("/"):

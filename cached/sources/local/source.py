@@ -13,7 +13,14 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
-from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry, Manifest
+from cached.contract.manifest import (
+    CHAINS_NAME,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    PUBLISHING_NAME,
+    FileEntry,
+    Manifest,
+)
 from cached.core.listing import Listing, RemoteFile, check_names
 from cached.sources.base import identity_of
 from cached.sources.local.tree import PlainFile, file_error, find_file, find_inside, walk
@@ -61,7 +68,8 @@ class LocalSource:
             return Listing((_remote(find_file(self._base)),), _IDENTITY)
         manifest = self._manifest()
         if manifest is not None:
-            return Listing(tuple(self._published(entry) for entry in manifest.files), _IDENTITY, manifest)
+            files = tuple(self._published(entry) for entry in manifest.files)
+            return Listing(files, _IDENTITY, manifest, chains=self._chains())
         if os.path.lexists(self._base / PUBLISHING_NAME):
             raise unfinished_publish(str(self._base / PUBLISHING_NAME))
         tree = walk(self._base)
@@ -85,6 +93,13 @@ class LocalSource:
             return None
         except OSError as error:
             raise file_error(error, path) from error
+
+    def _chains(self) -> RemoteFile | None:
+        """Return the file of chaining values, a hint; None if it is not there, or is no file that may be read."""
+        try:
+            return _remote(find_inside(self._base, CHAINS_NAME))
+        except HoldfastError:
+            return None
 
     def _find(self, path: str) -> RemoteFile:
         try:

@@ -51,8 +51,8 @@ class S3Object:
 
 
 @dataclass(frozen=True, slots=True)
-class S3Manifest:
-    """The bytes of a `holdfast.json`, and its ETag if that is strong."""
+class S3SmallObject:
+    """The bytes of a small object, and its ETag if that is strong."""
 
     body: bytes
     etag: str | None
@@ -121,9 +121,19 @@ class S3Client:
                     )
         return found
 
-    async def manifest(self) -> S3Manifest | None:
+    async def manifest(self) -> S3SmallObject | None:
         """Return the version's `holdfast.json`, of bounded size; None without one."""
         key = self.address.prefix + MANIFEST_NAME
+        try:
+            return await self.read_small(key, MAX_MANIFEST_BYTES)
+        except Permanent as error:
+            if error.code != "too_large":
+                raise
+            remedy = "publish the version again with `holdfast publish`"
+            raise Permanent("invalid_manifest", error.message, remedy) from error
+
+    async def read_small(self, key: str, limit_bytes: int) -> S3SmallObject | None:
+        """Return an object of at most `limit_bytes`, None if there is none. Raises `Permanent` (`too_large`) too."""
         with translate_errors(self.address.uri(key)):
             try:
                 answer = await (await self.api()).get_object(
@@ -135,17 +145,17 @@ class S3Client:
                 raise
             data = bytearray()
             async with answer["Body"] as body:
-                while len(data) <= MAX_MANIFEST_BYTES and (part := await body.read(_PART_BYTES)):
+                while len(data) <= limit_bytes and (part := await body.read(_PART_BYTES)):
                     data += part
-        if len(data) > MAX_MANIFEST_BYTES:
+        if len(data) > limit_bytes:
             raise Permanent(
-                "invalid_manifest",
-                f"{self.address.uri(key)}: more than the {MAX_MANIFEST_BYTES} bytes that are read",
-                "publish the version again with `holdfast publish`",
+                "too_large",
+                f"{self.address.uri(key)}: more than the {limit_bytes} bytes that are read",
+                "check that it is what its name says",
             )
         if len(data) != answer.get("ContentLength", len(data)):
             raise bad_response(self.address.uri(key), f"{len(data)} bytes of {answer['ContentLength']}")
-        return S3Manifest(bytes(data), _strong(answer.get("ETag")))
+        return S3SmallObject(bytes(data), _strong(answer.get("ETag")))
 
     async def has_etag(self, key: str, etag: str) -> bool:
         """Return whether the object still has this ETag, by a conditional HeadObject."""

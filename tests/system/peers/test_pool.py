@@ -7,16 +7,26 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
 
-from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
+from cached.contract.manifest import CHAINS_NAME, MANIFEST_NAME, FileEntry, Manifest
 from cached.contract.reference import ModelRef
+from cached.fetch.pool.link import HttpPoolLink
+from cached.fetch.pool.membership import Membership
+from cached.fetch.workers import PEER_HTTP
+from cached.peers.access import PoolKeys
+from cached.peers.chain_file import encode_chains
+from cached.peers.chaining import ChainHasher
+from cached.peers.pieces import PieceMap
+from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation
 from tests.support.daemon import DaemonProcess, daemon_process, prefetched
 from tests.support.origin import HostileOrigin
+from tests.support.origin_faults import Stall
 from tests.support.ports import free_ports
 
 MIB = 1024 * 1024
@@ -98,6 +108,82 @@ def test_two_nodes_fetch_one_copy(tmp_path: Path, origin: HostileOrigin) -> None
         check(third)
         assert weights_of(origin).total() < before + PIECES
         assert third.metric("holdfast_fetch_bytes_total", source="peer") > 0
+
+
+CHAINS = f"/m/{CHAINS_NAME}"
+
+
+def states_of(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The chaining values of files, by sha256."""
+    found = {}
+    for data in files.values():
+        hasher = ChainHasher()
+        hasher.update(data)
+        found[hasher.hexdigest()] = hasher.states()
+    return found
+
+
+def chains_of(states: Mapping[str, bytes]) -> bytes:
+    """The file that `publish` writes of them."""
+    data = encode_chains(states)
+    assert data is not None
+    return data
+
+
+def read_chain(port: int) -> bytes | None:
+    """What the daemon that serves at this port tells another node of the version's chaining values."""
+    pieces = PieceMap((hashlib.sha256(data).hexdigest(), len(data)) for data in FILES.values())
+    with closing(HttpClient(PEER_HTTP)) as client:
+        link = HttpPoolLink(client, Membership([], port), lambda: PoolKeys([KEY.encode()]), port, Cancellation())
+        return link.read_chain(f"127.0.0.1:{port}", pieces.key)
+
+
+def test_published_chaining_values_are_known_from_the_start(tmp_path: Path, origin: HostileOrigin) -> None:
+    """A node of a pool asks the source once for what `publish` wrote, and knows the chain of a version of which it has
+    nothing yet; both nodes have every byte then, and told each other no wrong one."""
+    states = states_of(FILES)
+    origin.put(CHAINS, chains_of(states))
+    with ExitStack() as stack:
+        pool = Neighbourhood(stack, tmp_path, origin, 2)
+        first, second = pool.make(0), pool.make(1)
+        for name in FILES:
+            origin.always(f"/m/{name}", Stall(0))
+        first.start()
+        first.wait(lambda: read_chain(pool.ports[0]) is not None, "the published chain")
+        assert read_chain(pool.ports[0]) == b"".join(states[sha256] for sha256 in sorted(states))
+        assert [seen.path for seen in origin.requests].count(CHAINS) == 1
+        for name in FILES:
+            origin.heal(f"/m/{name}")
+        origin.drop_connections()
+        second.start()
+        for node in (first, second):
+            check(node)
+            assert node.metric("holdfast_verify_failures_total") == 0
+
+
+@pytest.mark.parametrize(
+    ("chains", "said"),
+    [
+        (chains_of({sha256: bytes(len(each)) for sha256, each in states_of(FILES).items()}), ""),
+        (chains_of(states_of(FILES))[:-40], "of no use"),
+        (chains_of({"0" * 64: bytes(32)}), ""),
+    ],
+    ids=["wrong", "cut short", "another version's"],
+)
+def test_useless_chaining_values_cost_no_byte(tmp_path: Path, origin: HostileOrigin, chains: bytes, said: str) -> None:
+    """Whatever lies where `publish` writes chaining values, all nodes have every byte, the origin is not blamed, and
+    the log has the reason where the file itself is of no use."""
+    origin.put(CHAINS, chains)
+    with ExitStack() as stack:
+        pool = Neighbourhood(stack, tmp_path, origin, 2)
+        nodes = [pool.make(0), pool.make(1)]
+        for node in nodes:
+            node.start()
+        for node in nodes:
+            check(node)
+            assert node.metric("holdfast_fetch_errors_total") == 0
+            assert ("of no use" in node.log()) is bool(said)
+        assert weights_of(origin).total() <= 2 * PIECES
 
 
 def test_another_pool_is_none(tmp_path: Path, origin: HostileOrigin) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 import signal
@@ -17,13 +18,18 @@ import pytest
 from cached.contract.digest import Digest
 from cached.contract.errors import Transient
 from cached.contract.golden import GOLDEN_NAME, Case, Environment, Golden, Tolerance
-from cached.contract.manifest import Manifest
+from cached.contract.manifest import CHAINS_NAME, FileEntry, Manifest
+from cached.peers import chaining
+from cached.peers.chain_file import decode_chains
+from cached.peers.chaining import ChainHasher
+from cached.peers.pieces import PIECE_BYTES
 from cached.publish.command import main
 from cached.publish.mark import Mark
 from cached.sources.local.source import LocalSource
 from tests.support.publishing import command, new_bucket, objects, publish, published, tensors, tree
 from tests.support.s3 import SECRET_KEY, S3Server
 
+LARGE = bytes(range(256)) * (2 * PIECE_BYTES // 256) + b"end"
 FILES = {"config.json": b"{}", "weights/a.safetensors": tensors(1000), "weights/empty": b"", "näme.txt": b"n"}
 
 
@@ -62,6 +68,50 @@ def test_publishing_again_uploads_nothing(model: Path, tmp_path: Path) -> None:
     assert (first["uploaded_files"], second["uploaded_files"], second["uploaded_bytes"]) == (4, 0, 0)
     assert second["digest"] == first["digest"]
     assert {p: p.stat().st_ino for p in (tmp_path / "out").rglob("*")} == before
+
+
+def test_large_files_come_with_their_chaining_values(tmp_path: Path) -> None:
+    """A file of several pieces is published with its states of sha256 in a record beside the manifest, which has the
+    digest that it has without them. They are no content, are added where they are missing, and are else left alone."""
+    model, out = tmp_path / "model", tmp_path / "out"
+    model.mkdir()
+    (model / "config.json").write_bytes(b"{}")
+    for name in ("a.bin", "same.bin"):
+        (model / name).write_bytes(LARGE)
+    assert published(model, out)["uploaded_files"] == 3
+    hasher = ChainHasher()
+    hasher.update(LARGE)
+    chains = (out / CHAINS_NAME).read_bytes()
+    assert decode_chains(chains) == {hashlib.sha256(LARGE).hexdigest(): hasher.states()}
+    entries = [FileEntry(path, hashlib.sha256(data).hexdigest(), len(data)) for path, data in tree(model).items()]
+    assert (out / "holdfast.json").read_bytes() == Manifest.build(entries).canonical()
+    listing = asyncio.run(LocalSource(str(out)).resolve())
+    assert {file.path for file in listing.files} == set(tree(model))
+    (out / CHAINS_NAME).unlink()
+    assert publish("--check", model, out).returncode == 0
+    again = publish(model, out)
+    assert (again.returncode, "already published" in again.stderr, "added" in again.stderr) == (0, True, True)
+    assert (out / CHAINS_NAME).read_bytes() == chains
+    before = {p: p.stat().st_ino for p in out.rglob("*")}
+    assert "added" not in publish(model, out).stderr
+    assert {p: p.stat().st_ino for p in out.rglob("*")} == before
+
+
+def test_a_platform_without_chaining_publishes_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where libcrypto does not give the states, standard error says so once, and the version has the same digest."""
+    model = tmp_path / "model"
+    model.mkdir()
+    for name in ("a.bin", "b.bin"):
+        (model / name).write_bytes(LARGE)
+    digest = published(model, tmp_path / "with")["digest"]
+    monkeypatch.setattr(chaining, "is_available", lambda: False)
+    assert main([str(model), str(tmp_path / "without")]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines() == [digest]
+    assert said.err.count("no chaining values") == 1
+    assert set(tree(tmp_path / "without")) == {"a.bin", "b.bin", "holdfast.json"}
 
 
 def test_another_version_is_refused_without_force(model: Path, tmp_path: Path) -> None:
@@ -144,7 +194,7 @@ def test_a_killed_publish_is_no_version_and_goes_on(tmp_path: Path) -> None:
     with pytest.raises(Transient, match="publish"):
         asyncio.run(LocalSource(str(out)).resolve())
     assert published(model, out)["uploaded_files"] == 1
-    assert sorted(p.name for p in out.iterdir()) == ["big.bin", "holdfast.json"]
+    assert set(tree(out)) == {"big.bin", "holdfast.json", ".holdfast/chains"}
 
 
 def test_an_interrupted_publish_says_so(tmp_path: Path) -> None:

@@ -164,6 +164,23 @@ async def test_marks_manifest_and_files_come_and_go(place: Place) -> None:
     assert place.stored() == {}
 
 
+async def test_chaining_values_are_no_file_of_the_version(place: Place) -> None:
+    """The file of chaining values is written, replaced and deleted under a reserved name, also under a manifest."""
+    destination = place.destination
+    assert destination.keeps_chains
+    assert await destination.read_chains() is None
+    await destination.claim(MARK, print)
+    for data in (b"chains", b"others"):
+        assert await destination.list_files([]) == {}
+        await destination.write_chains(data)
+        assert await destination.read_chains() == data
+        await destination.seal(b"{}") if data == b"chains" else None
+    await destination.unmark()
+    assert set(place.stored()) == {".holdfast/chains", "holdfast.json"}
+    await destination.delete(".holdfast/chains")
+    assert await destination.read_chains() is None
+
+
 @pytest.mark.parametrize("size", [100, PART_BYTES + 100])
 @pytest.mark.parametrize("kind", ["folder", "s3", "gcs", "azure"])
 async def test_a_destination_that_stores_other_bytes_is_found_out(

@@ -22,11 +22,13 @@ class Recorder:
     """A destination in memory that writes down what is asked of it."""
 
     display = "mem://v1"
+    keeps_chains = True
     sources: ClassVar[dict[str, bytes]] = {}  # what uploads read, by sha256
 
     def __init__(self, files: dict[str, bytes], manifest: bytes | None = None) -> None:
         self.files = files
         self.there = manifest
+        self.chains: bytes | None = None
         self.steps: list[str] = []
         self.failing: dict[str, Exception] = {}
         self.lost = False  # another publisher has the mark
@@ -50,6 +52,13 @@ class Recorder:
 
     async def get_sha256(self, path: str) -> str | None:
         return Digest.of(self.files[path]).hex if path in self.files else None
+
+    async def read_chains(self) -> bytes | None:
+        return self.chains
+
+    async def write_chains(self, data: bytes) -> None:
+        self.step("write chains")
+        self.chains = data
 
     async def claim(self, mark: Mark, say: Say) -> None:
         self.step("claim")
@@ -85,10 +94,11 @@ class Recorder:
         self.step("close")
 
 
-def content(**files: bytes) -> FolderContent:
+def content(chains: bytes | None = None, **files: bytes) -> FolderContent:
     Recorder.sources |= {Digest.of(data).hex: data for data in files.values()}
     entries = [FileEntry(path, Digest.of(data).hex, len(data)) for path, data in files.items()]
-    return FolderContent(Manifest.build(entries), tuple(Upload(entry, Path("/in") / entry.path) for entry in entries))
+    uploads = tuple(Upload(entry, Path("/in") / entry.path) for entry in entries)
+    return FolderContent(Manifest.build(entries), uploads, chains)
 
 
 async def carry_out(
@@ -127,6 +137,68 @@ async def test_the_same_version_asks_for_nothing() -> None:
     destination = Recorder({"a": b"1"}, same.manifest.canonical())
     decided, _ = await carry_out(same, destination)
     assert decided.is_done and destination.steps == []
+
+
+async def test_chaining_values_come_before_the_manifest() -> None:
+    """They are there once the version is; published again they are left alone."""
+    wanted, destination = content(b"chains", a=b"1"), Recorder({})
+    await carry_out(wanted, destination)
+    assert destination.steps == ["claim", "put a", "write chains", "seal", "unmark"]
+    destination.steps.clear()
+    decided, _ = await carry_out(wanted, destination, PLAIN)
+    assert decided.is_done and destination.steps == []
+
+
+@pytest.mark.parametrize("there", [None, b"of another version"])
+async def test_missing_chaining_values_are_added(there: bytes | None) -> None:
+    """To a version that was published without them, they are added under its manifest, as by its only publisher."""
+    wanted = content(b"chains", a=b"1")
+    destination = Recorder({"a": b"1"}, wanted.manifest.canonical())
+    destination.chains = there
+    decided, _ = await carry_out(wanted, destination, PLAIN)
+    assert decided.is_published and decided.writes_chains
+    assert (destination.steps, destination.chains) == (["claim", "write chains", "unmark"], b"chains")
+
+
+@pytest.mark.parametrize("step", ["claim", "write chains"])
+async def test_chaining_values_that_cannot_be_added_are_told(step: str) -> None:
+    """Where a published version may not be written any more, publishing it again succeeds, and says what is missing."""
+    wanted = content(b"chains", a=b"1")
+    destination = Recorder({"a": b"1"}, wanted.manifest.canonical())
+    destination.failing[step] = Permanent("forbidden", "access denied", "allow s3:PutObject")
+    decided, said = await carry_out(wanted, destination, PLAIN)
+    assert decided.is_done and destination.chains is None
+    assert len(said) == 1 and "access denied" in said[0]
+
+
+async def test_a_version_is_published_without_chaining_values_where_they_fail() -> None:
+    """They are a hint: where they cannot be written, the version is published, and the publisher told."""
+    destination = Recorder({})
+    destination.failing["write chains"] = Transient("connect", "no connection", "later")
+    _, said = await carry_out(content(b"chains", a=b"1"), destination)
+    assert destination.steps == ["claim", "put a", "write chains", "seal", "unmark"]
+    assert len(said) == 1 and "no connection" in said[0]
+
+
+async def test_chaining_values_go_with_their_version() -> None:
+    """A version without any, in place of one that had some, deletes them; the same version from a platform that cannot
+    find them out keeps them."""
+    old = content(b"chains", a=b"1")
+    destination = Recorder({"a": b"1"}, old.manifest.canonical())
+    destination.chains = b"chains"
+    decided, _ = await carry_out(content(a=b"1"), destination)
+    assert decided.is_done and destination.steps == []
+    await carry_out(content(b=b"2"), destination)
+    assert sorted(destination.steps[-3:-1]) == ["delete .holdfast/chains", "delete a"]
+
+
+async def test_where_there_is_no_place_none_are_written() -> None:
+    """A destination whose every file is content gets none, and the version is done without them."""
+    destination = Recorder({})
+    destination.keeps_chains = False
+    await carry_out(content(b"chains", a=b"1"), destination)
+    assert destination.steps == ["claim", "put a", "seal", "unmark"]
+    assert (await carry_out(content(b"chains", a=b"1"), destination))[0].is_done
 
 
 async def test_a_failed_upload_writes_no_manifest() -> None:

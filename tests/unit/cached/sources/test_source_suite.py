@@ -17,6 +17,7 @@ from uuid import uuid4
 import pytest
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.manifest import CHAINS_NAME
 from cached.core.listing import Listing, RemoteFile
 from cached.fetch.bodies.local_file import LocalBody
 from cached.sources.base import Describing, Revalidating, Source
@@ -229,6 +230,28 @@ async def read(source: Source, file: RemoteFile, client: HttpClient) -> bytes:
 
 def by_path(listing: Listing) -> dict[str, RemoteFile]:
     return {file.path: file for file in listing.files}
+
+
+async def test_published_chaining_values_lie_beside_the_manifest(place: Place, client: HttpClient) -> None:
+    """A source of versions that `publish` wrote says where their chaining values are, which are no file of the version;
+    the address leads to them where they are there, and to `not_found` elsewhere. Only a folder says that at once."""
+    manifest = {"holdfast.json": manifest_of(FILES).canonical()}
+    place.put(FILES | manifest)
+    async with opened(place.uri, client) as source:
+        chains = (await source.resolve()).chains
+        if place.kind in ("hf", "oci") or chains is None:
+            assert place.kind in ("hf", "oci", "file")
+        else:
+            with pytest.raises(Permanent) as caught:
+                await read(source, chains, client)
+            assert caught.value.code == "not_found"
+        place.put({CHAINS_NAME: b"chains"} | manifest)
+        listing = await source.resolve()
+        assert set(by_path(listing)) == set(FILES)
+        if listing.chains is not None:
+            assert await read(source, listing.chains, client) == b"chains"
+        else:
+            assert place.kind in ("hf", "oci")
 
 
 async def test_named_files_are_found_without_a_listing(place: Place, client: HttpClient) -> None:

@@ -55,6 +55,35 @@ def test_what_was_told_is_told_on_until_it_is_dropped() -> None:
     assert chains.find_step(LONG, 0) == step_at(LONG, 0, bytes(2 * STATE_BYTES))
 
 
+def test_published_states_are_known_and_told() -> None:
+    """What was published of a blob of this version, with the right length, is known, and told once all is; what another
+    node tells of all blobs comes before it, and what was found out here before that."""
+    chains = VersionChains(PIECES)
+    chains.take_published({LONG: TOLD[: 2 * STATE_BYTES], WHOLE: b"of another length", "9" * 64: bytes(32)})
+    assert chains.known_pieces == PIECES.pieces_of(LONG) | PIECES.pieces_of(SHORT)
+    assert chains.find_step(LONG, 0) == step_at(LONG, 0, TOLD[: 2 * STATE_BYTES])
+    assert (chains.is_known, chains.is_certain(LONG), chains.giver) == (False, False, None)
+    chains.take_published({LONG: TOLD[: 2 * STATE_BYTES], WHOLE: TOLD[2 * STATE_BYTES :]})
+    assert chains.encode() == TOLD
+    assert chains.take("a node", bytes(3 * STATE_BYTES))
+    assert chains.encode() == bytes(3 * STATE_BYTES)
+
+
+def test_refuted_states_are_not_taken_again() -> None:
+    """Published states that a piece contradicted are not believed again, whoever tells them; others are."""
+    chains = VersionChains(PIECES)
+    published = {LONG: TOLD[: 2 * STATE_BYTES], WHOLE: TOLD[2 * STATE_BYTES :]}
+    assert not chains.drop()
+    chains.take_published(published)
+    assert not chains.is_refuted
+    assert chains.drop()
+    assert (chains.is_refuted, chains.encode()) == (True, None)
+    assert not chains.take("a node", TOLD)
+    chains.take_published(published)
+    assert chains.known_pieces == PIECES.pieces_of(SHORT)
+    assert chains.take("a node", bytes(3 * STATE_BYTES))
+
+
 @given(st.binary(max_size=5 * STATE_BYTES) | st.binary(min_size=3 * STATE_BYTES, max_size=3 * STATE_BYTES))
 def test_any_bytes_are_a_chain_or_none(data: bytes) -> None:
     """Whatever a node says is a state between each two pieces, or nothing."""

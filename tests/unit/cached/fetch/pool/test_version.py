@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -249,6 +250,77 @@ def test_a_contradicted_chain_is_dropped(tmp_path: Path) -> None:
         assert {each.blames for each in link.announces if each.blames} == {((HOLDER, Reason.GONE),)}
         assert link.asked.count(TRACKER) == 1
         assert link.wanted
+
+
+def test_a_published_chain_is_used_and_told_on(tmp_path: Path) -> None:
+    """A node that read the chain at the source asks no node for it, checks a peer's pieces by it, hashes what it is
+    granted of the origin once, and tells it to others."""
+    link = Link()
+    link.seeds[HOLDER], link.chains[TRACKER] = 3, bytes(32)
+    with version_pool(tmp_path, link, holders=[HOLDER]) as (pool, _):
+        pool.take_published({BLOB: STATE})
+        supply, woken = open_supply(pool)
+        found = choose(supply, woken, FIRST)
+        assert found.piece is not None
+        assert (found.piece.sha256, found.piece.step) == (None, step_at(BLOB, 0, STATE))
+        assert (pool.read_chain(), link.asked) == (STATE, [])
+    with version_pool(tmp_path, Link()) as (pool, _):
+        pool.take_published({BLOB: STATE})
+        supply, woken = open_supply(pool)
+        granted = choose(supply, woken, FIRST)
+        assert (granted.piece, granted.is_told, granted.needs_sha256) == (None, True, False)
+        pool.want_digests()
+        last = choose(supply, woken, LAST)
+        assert (last.piece, last.is_told, last.needs_sha256) == (None, True, True)
+
+
+def test_a_wrong_published_chain_is_left(tmp_path: Path) -> None:
+    """A piece that contradicts what was published ends that, and no node is blamed or left for it, also the one that
+    told the same again; it is not taken again, and the neighbours are asked for digests."""
+    link = Link()
+    link.seeds[HOLDER], link.chains[TRACKER] = 3, STATE
+    with version_pool(tmp_path, link, holders=[HOLDER]) as (pool, _):
+        pool.take_published({BLOB: STATE})
+        supply, woken = open_supply(pool)
+        supply.failed(choose(supply, woken), DigestMismatch("a piece", "1", "2", ""))
+        assert pool.read_chain() is None
+        eventually(lambda: TRACKER in link.asked and link.wanted)
+        assert pool.read_chain() is None
+        assert not any(each.blames for each in link.announces)
+
+
+def test_a_node_that_told_a_wrong_chain_is_no_liar(tmp_path: Path) -> None:
+    """The node that told a chain which its own piece contradicts may have read it at the source: no node hears of it
+    for the first time, and the chain goes."""
+    link = Link()
+    link.seeds[HOLDER], link.chains[HOLDER] = 3, STATE
+    with version_pool(tmp_path, link, holders=[HOLDER]) as (pool, _):
+        supply, woken = open_supply(pool)
+        supply.failed(choose(supply, woken), DigestMismatch("a piece", "1", "2", ""))
+        before = len(link.announces)
+        eventually(lambda: len(link.announces) > before + 1)
+        assert not any(each.blames for each in link.announces)
+        assert pool.read_chain() is None
+
+
+def test_digests_of_pieces_that_are_here_are_told_when_asked(tmp_path: Path) -> None:
+    """A node that fetches by a published chain tells the sha256 of what it has so far once a node asks: that one may
+    not have the chain, or not believe it."""
+    link = Link()
+    data = bytes(PIECE_BYTES)
+    partial = Layout(tmp_path).ingest / BLOB / "data"
+    partial.parent.mkdir(parents=True)
+    partial.write_bytes(data)
+    with version_pool(tmp_path, link) as (pool, _):
+        pool.take_published({BLOB: STATE})
+        supply, woken = open_supply(pool)
+        supply.received(choose(supply, woken, FIRST), Receipt(None, 1.0, ""))
+        eventually(lambda: any(each.have for each in link.announces))
+        assert not any(each.digests for each in link.announces)
+        pool.want_digests()
+        eventually(lambda: any(each.digests for each in link.announces))
+        told = {digest for each in link.announces for digest in each.digests}
+        assert told == {PieceDigest(0, hashlib.sha256(data).hexdigest())}
 
 
 def test_a_chain_of_another_length_is_none(tmp_path: Path) -> None:
