@@ -1,7 +1,9 @@
 """Fetch a version over loopback from another node of a pool and from its origin: CPU seconds of the receiver.
 
 Law: all rows are a daemon on an empty root and fetch the same files, from a node or an nginx that has them in
-the page cache; only the receiver's processor time counts. Rows take turns within a round.
+the page cache; only the receiver's processor time counts. With `--first-fill` two such daemons fetch together, which
+no node has done before, with and without the chaining values that `publish` writes, and the processor time of both
+counts. Rows take turns within a round.
 
 Run `python -m bench.receiving --help` in the repository's root.
 """
@@ -25,12 +27,17 @@ from bench.harness import Workplace, bench_main, in_turn, size_argument, workpla
 from bench.machine import append_section, require_space
 from bench.measure import cpu_seconds, failed
 from bench.origins import BUCKET, Corpus, free_port, loopback_environment, nginx, random_corpus
+from cached.contract.manifest import CHAINS_NAME
 from cached.contract.program.units import format_size
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.verify import feed_file
+from cached.peers.chain_file import encode_chains
+from cached.peers.chaining import ChainHasher
 
 _REF = ModelRef("bench", "v1")
 _SPARE_BYTES = 1024**3
 _TARGET = 1.05
+_FIRST, _PUBLISHED = "two nodes at once", "two nodes at once, chaining values published"
 _ORIGIN, _PEER, _BEFORE = "from its origin", "from another node", "from another node, before"
 
 
@@ -40,13 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--files", type=int, default=3, help="files in the model (default 3)")
     parser.add_argument("--size", type=size_argument, default="1GiB", help="size of each (default 1GiB)")
     parser.add_argument("--before", type=Path, help="another checkout of this repository, as receiver and as node")
+    parser.add_argument("--first-fill", action="store_true", help="also two nodes that fetch together first")
     parser.add_argument("--rounds", type=int, default=5, help="times that every row runs (default 5)")
     parser.add_argument("--work", type=Path, help="keep the origin's files in this folder for the next run")
     parser.add_argument("--append", action="store_true", help="append the table to docs/benchmarks.md")
     options = parser.parse_args(argv)
     with workplace(options.work) as place, ExitStack() as stack:
         total = options.files * options.size
-        require_space(place.folder, total * (3 if options.before is None else 4) + _SPARE_BYTES)
+        require_space(place.folder, total * (3 + options.first_fill + (options.before is not None)) + _SPARE_BYTES)
         print(f"origin: {options.files} files of {format_size(options.size)} in {place.origin}", flush=True)
         corpus = random_corpus(place.origin, options.files, options.size)
         url = stack.enter_context(nginx(place.origin, place.scratch / "nginx"))
@@ -56,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             if name == _PEER or checkout is not None:
                 port = _start_holder(stack, corpus, place, source, checkout)
                 rows[name] = partial(_fetch, corpus, place, source, _peer_options(place, port), checkout)
+        if options.first_fill:
+            chains = _find_chains(corpus)
+            for name, published in ((_FIRST, None), (_PUBLISHED, chains)):
+                rows[name] = partial(_fill_first, corpus, place, source, published)
         found = _rounds(rows, corpus, place, options.rounds)
         text = _report(found)
         print(f"\n{text}")
@@ -105,6 +117,47 @@ def _fetch(
         if options and origin_bytes > 0:
             raise failed(f"{origin_bytes:.0f} bytes came from the origin", "let the machine come to rest")
         return used_s
+
+
+def _find_chains(corpus: Corpus) -> bytes:
+    """Return what `publish` would write beside the manifest."""
+    states = {}
+    for path in corpus.paths:
+        hasher = ChainHasher()
+        feed_file(path, hasher.update, lambda _size: None)
+        states[hasher.hexdigest()] = hasher.states()
+    found = encode_chains(states)
+    if found is None:
+        raise failed("the files have one piece each: no chaining values", "give a --size above 32MiB")
+    return found
+
+
+def _fill_first(corpus: Corpus, place: Workplace, source: str, chains: bytes | None, root: Path) -> float:
+    """Return the CPU seconds of a node, of two that fetch the version together; the origin has `chains`, if any."""
+    published = corpus.folder / CHAINS_NAME
+    if chains is not None:
+        published.parent.mkdir(exist_ok=True)
+        published.write_bytes(chains)
+    ports = free_port(), free_port()
+    try:
+        with ExitStack() as stack:
+            nodes = []
+            for number in (0, 1):
+                options = _peer_options(place, ports[1 - number], ports[number])
+                own = root / str(number)
+                own.mkdir()
+                run = _run(own, corpus, place, source, f"node{number}", options, None)
+                nodes.append(stack.enter_context(run))
+            for node in nodes:
+                node.wait_ready()
+            before_s = sum(cpu_seconds(node.pid) for node in nodes)
+            for node in nodes:
+                node.pull(_REF)
+            for node in nodes:
+                node.wait_published(_REF, corpus.manifest.digest, corpus.timeout_s)
+            return (sum(cpu_seconds(node.pid) for node in nodes) - before_s) / len(nodes)
+    finally:
+        published.unlink(missing_ok=True)
 
 
 def _run(
