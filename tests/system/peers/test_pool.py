@@ -164,7 +164,7 @@ def test_published_chaining_values_are_known_from_the_start(tmp_path: Path, orig
 @pytest.mark.parametrize(
     ("chains", "said"),
     [
-        (chains_of({sha256: bytes(len(each)) for sha256, each in states_of(FILES).items()}), ""),
+        (chains_of({sha256: bytes(len(each)) for sha256, each in states_of(FILES).items()}), "contradicts"),
         (chains_of(states_of(FILES))[:-40], "of no use"),
         (chains_of({"0" * 64: bytes(32)}), ""),
     ],
@@ -172,7 +172,7 @@ def test_published_chaining_values_are_known_from_the_start(tmp_path: Path, orig
 )
 def test_useless_chaining_values_cost_no_byte(tmp_path: Path, origin: HostileOrigin, chains: bytes, said: str) -> None:
     """Whatever lies where `publish` writes chaining values, all nodes have every byte, the origin is not blamed, and
-    the log has the reason where the file itself is of no use."""
+    the log has the reason where the file itself is of no use, or a piece contradicts it."""
     origin.put(CHAINS, chains)
     with ExitStack() as stack:
         pool = Neighbourhood(stack, tmp_path, origin, 2)
@@ -182,8 +182,11 @@ def test_useless_chaining_values_cost_no_byte(tmp_path: Path, origin: HostileOri
         for node in nodes:
             check(node)
             assert node.metric("holdfast_fetch_errors_total") == 0
-            assert ("of no use" in node.log()) is bool(said)
+            assert ("of no use" in node.log()) is (said == "of no use")
         assert weights_of(origin).total() <= 2 * PIECES
+        is_shared = any(node.metric("holdfast_fetch_bytes_total", source="peer") > 0 for node in nodes)
+        contradicted = any("contradicts its published chaining values" in node.log() for node in nodes)
+        assert contradicted is (is_shared and said == "contradicts")
 
 
 def test_another_pool_is_none(tmp_path: Path, origin: HostileOrigin) -> None:
