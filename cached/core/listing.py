@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent
-from cached.contract.manifest import RESERVED, Manifest, check_path, check_tree
+from cached.contract.manifest import CHAINS_NAME, RESERVED, Manifest, check_path, check_tree
 from cached.contract.trust import Trust
 
 _REMEDY = "rename it at the source, or leave it out with `exclude` in the model's entry of the catalog"
@@ -43,6 +43,11 @@ def bad_name(where: str, path: str) -> Permanent | None:
 def is_reserved(path: str) -> bool:
     """Return whether `path` is one of Holdfast's own records at a source, and so no content."""
     return path.startswith(RESERVED) and path[len(RESERVED) :][:1] in ("", "/")
+
+
+def is_other_record(path: str) -> bool:
+    """Return whether `path` is such a record that no listing has: any but the chaining values."""
+    return is_reserved(path) and path != CHAINS_NAME
 
 
 def format_path(path: str) -> str:
@@ -195,3 +200,15 @@ class Listing:
     unlisted: tuple[Unlisted, ...] = ()
     tag: str | None = None
     chains: RemoteFile | None = None
+
+
+def split_chains(files: Iterable[RemoteFile]) -> tuple[tuple[RemoteFile, ...], RemoteFile | None]:
+    """Return the files without the chaining values, and these, None if they are not there."""
+    content: list[RemoteFile] = []
+    chains = None
+    for file in files:
+        if file.path == CHAINS_NAME:
+            chains = file
+        else:
+            content.append(file)
+    return tuple(content), chains

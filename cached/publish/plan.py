@@ -124,12 +124,11 @@ async def make_plan(
 
 
 async def _read_chains(destination: Destination) -> bytes | None:
-    """Return the stored file of chaining values; what is larger than any counts as an empty one."""
+    """Return the stored file of chaining values. One that cannot be read, or is too large, counts as other bytes: it
+    fails no publish."""
     try:
         return await destination.read_chains()
-    except Permanent as error:
-        if error.code != "too_large":
-            raise
+    except HoldfastError:
         return b""
 
 

@@ -34,6 +34,8 @@ class PublishedChains:
     async def read(self, ref: ModelRef, source: Source, file: RemoteFile) -> Mapping[str, bytes]:
         """Return the states by the sha256 of their blob; nothing where the file is of no use."""
         try:
+            if file.problem is not None:
+                raise file.problem
             async with asyncio.timeout(_TIMEOUT_S):
                 data = await SmallFiles(source, self._client).read(file, MAX_CHAIN_FILE_BYTES)
             found = await asyncio.to_thread(decode_chains, data)

@@ -8,10 +8,10 @@ the product's own transport; those of another one come as a pack, and are compar
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
-from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
+from cached.contract.manifest import CHAINS_NAME, MANIFEST_NAME, MAX_MANIFEST_BYTES
 from cached.core.listing import Listing, RemoteFile, is_reserved
 from cached.sources.base import identity_of
 from cached.sources.git.address import GitAddress
@@ -127,10 +127,19 @@ class GitSource:
         listing = Listing(files, self._identity(), revision=commit.id, unlisted=tree.unlisted, tag=commit.id)
         own = next((file for file in files if file.path == MANIFEST_NAME), None)
         if own is not None:
-            return self._mirrored(own, listing, cancellation)
+            return self._mirrored(own, replace(listing, chains=self._find_chains(commit)), cancellation)
         if not files and not tree.unlisted:
             raise Permanent("not_found", f"{self.display}: expected files, found none", "name another folder or commit")
         return listing
+
+    def _find_chains(self, commit: _Commit) -> RemoteFile | None:
+        """Return the chaining values of a version that `publish` wrote, None if they are not there: no tree is listed
+        below `.holdfast/`."""
+        path = "/".join(filter(None, (self._address.path, CHAINS_NAME)))
+        found = find_path(commit.objects, commit.tree, path, self.display)
+        if found is None or found[0] != BLOB:
+            return None
+        return self._file(commit, TreeFile(CHAINS_NAME, found[1]), {})
 
     def _identity(self) -> str:
         return identity_of(self.kind, self._address.url.removesuffix(".git"))

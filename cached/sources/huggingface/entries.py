@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeGuard
 
 from cached.contract.manifest import is_size
-from cached.core.listing import RemoteFile, is_reserved
+from cached.core.listing import RemoteFile, is_other_record
 from cached.sources.huggingface.errors import HubRequest, bad_response
 
 _SHA1, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
@@ -54,7 +54,7 @@ def parse_files(
         relative = path.removeprefix(folder)
         if folder and relative == path:
             raise bad_response(request, f"the path {path[:200]!r}, outside the folder that was asked for")
-        if is_reserved(relative):
+        if is_other_record(relative):
             continue
         size, oid, lfs, is_id = entry.get("size"), entry.get(name_of_oid), entry.get("lfs"), _SHA1.fullmatch
         if lfs is not None:

@@ -29,7 +29,7 @@ from huggingface_hub.errors import EntryNotFoundError, OIDCError, RepositoryNotF
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry
 from cached.contract.program import limits
-from cached.core.listing import Listing, RemoteFile
+from cached.core.listing import Listing, RemoteFile, split_chains
 from cached.sources.base import identity_of
 from cached.sources.huggingface.address import DEFAULT_REVISION, HubAddress
 from cached.sources.huggingface.entries import SIBLING, TREE_ENTRY, has_ids, is_commit, parse_files
@@ -103,17 +103,17 @@ class HuggingFaceSource:
     def _resolve(self, cancellation: Cancellation) -> Listing:
         hub = _Hub(self._address, self._client, cancellation)
         commit, listed = hub.list_files()
-        files = tuple(sorted(listed, key=attrgetter("path")))
+        files, chains = split_chains(sorted(listed, key=attrgetter("path")))
         if not files:
             raise Permanent(
                 "not_found", f"{self.display}: expected files, found none", f"look at the files on {hub.request.page}"
             )
         by_path = {file.path: file for file in files}
         if MANIFEST_NAME not in by_path:
-            return Listing(files, hub.identity(), revision=commit, tag=commit)
+            return Listing(files, hub.identity(), revision=commit, tag=commit, chains=chains)
         manifest = read_manifest(hub.read_manifest(by_path[MANIFEST_NAME]), f"{self.display}: {MANIFEST_NAME}")
         mirrored = tuple(self._confirmed(entry, by_path.get(entry.path)) for entry in manifest.files)
-        return Listing(mirrored, hub.identity(), manifest, commit, tag=commit)
+        return Listing(mirrored, hub.identity(), manifest, commit, tag=commit, chains=chains)
 
     def _confirmed(self, entry: FileEntry, found: RemoteFile | None) -> RemoteFile:
         where = f"{self.display}: {MANIFEST_NAME} lists {entry.path!r}"

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 from cached.contract.digest import is_hex
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
 from cached.contract.manifest import check_size
-from cached.core.listing import RemoteFile, is_reserved
+from cached.core.listing import RemoteFile, is_other_record
 from cached.sources.modelscope.address import ModelScopeAddress
 from cached.sources.oauth import quoted
 from cached.sources.signed_urls import lifetime_s
@@ -132,7 +132,7 @@ class Site:
             if folder and not path.startswith(folder):
                 raise self._bad(f"the path {path[:200]!r}, outside the folder that was asked for")
             relative = path[len(folder) :]
-            if not is_reserved(relative):
+            if not is_other_record(relative):
                 yield self._file(entry, path, relative, commit)
 
     def _file(self, entry: dict[str, Any], path: str, relative: str, commit: str | None) -> RemoteFile:

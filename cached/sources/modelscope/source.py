@@ -10,7 +10,7 @@ import hashlib
 
 from cached.contract.errors import Permanent, Transient
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES
-from cached.core.listing import Listing, RemoteFile
+from cached.core.listing import Listing, RemoteFile, split_chains
 from cached.sources.base import identity_of
 from cached.sources.manifests import list_mirrored, read_manifest
 from cached.sources.modelscope.address import ModelScopeAddress
@@ -55,7 +55,7 @@ class ModelScopeSource:
     def _resolve(self, cancellation: Cancellation) -> Listing:
         site = Site(self._address, self._client, cancellation)
         tree = site.tree()
-        files = tuple(sorted(tree.files, key=lambda file: file.path))
+        files, chains = split_chains(sorted(tree.files, key=lambda file: file.path))
         by_path = {file.path: file for file in files}
         if not files:
             remedy = "look at the repository's files on the site; a folder is named after the revision"
@@ -63,7 +63,7 @@ class ModelScopeSource:
         if len(by_path) != len(files):
             problem = f"{self.display}: expected each file once in ModelScope's listing, found one twice"
             raise Transient("bad_response", problem, "check MODELSCOPE_ENDPOINT, and a proxy before it")
-        listing = Listing(files, identity_of(self.kind, *site.identity), revision=tree.commit)
+        listing = Listing(files, identity_of(self.kind, *site.identity), revision=tree.commit, chains=chains)
         own = by_path.get(MANIFEST_NAME)
         if own is None:
             return listing

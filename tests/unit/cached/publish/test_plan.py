@@ -54,6 +54,8 @@ class Recorder:
         return Digest.of(self.files[path]).hex if path in self.files else None
 
     async def read_chains(self) -> bytes | None:
+        if (failure := self.failing.get("read chains")) is not None:
+            raise failure
         return self.chains
 
     async def write_chains(self, data: bytes) -> None:
@@ -157,6 +159,16 @@ async def test_missing_chaining_values_are_added(there: bytes | None) -> None:
     destination.chains = there
     decided, _ = await carry_out(wanted, destination, PLAIN)
     assert decided.is_published and decided.writes_chains
+    assert (destination.steps, destination.chains) == (["claim", "write chains", "unmark"], b"chains")
+
+
+@pytest.mark.parametrize("code", ["too_large", "forbidden"])
+async def test_chaining_values_that_cannot_be_read_are_written(code: str) -> None:
+    """What lies there and cannot be read is other bytes, and no failure."""
+    wanted = content(b"chains", a=b"1")
+    destination = Recorder({"a": b"1"}, wanted.manifest.canonical())
+    destination.failing["read chains"] = Permanent(code, "no bytes", "look")
+    await carry_out(wanted, destination, PLAIN)
     assert (destination.steps, destination.chains) == (["claim", "write chains", "unmark"], b"chains")
 
 

@@ -234,12 +234,12 @@ def by_path(listing: Listing) -> dict[str, RemoteFile]:
 
 async def test_published_chaining_values_lie_beside_the_manifest(place: Place, client: HttpClient) -> None:
     """A source of versions that `publish` wrote says where their chaining values are, which are no file of the version;
-    the address leads to them where they are there, and to `not_found` elsewhere. Only a folder says that at once."""
+    the address leads to them where they are there, and to `not_found` elsewhere, unless the listing tells that."""
     manifest = {"holdfast.json": manifest_of(FILES).canonical()}
     place.put(FILES | manifest)
     async with opened(place.uri, client) as source:
         chains = (await source.resolve()).chains
-        if place.kind in ("hf", "oci") or chains is None:
+        if chains is None:
             assert place.kind in ("hf", "oci", "file")
         else:
             with pytest.raises(Permanent) as caught:
@@ -251,7 +251,7 @@ async def test_published_chaining_values_lie_beside_the_manifest(place: Place, c
         if listing.chains is not None:
             assert await read(source, listing.chains, client) == b"chains"
         else:
-            assert place.kind in ("hf", "oci")
+            assert place.kind == "oci"
 
 
 async def test_named_files_are_found_without_a_listing(place: Place, client: HttpClient) -> None:

@@ -17,7 +17,7 @@ from cached.conformance.front import Front, front_of
 from cached.conformance.pulling import Puller, puller_in
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent, Transient
-from cached.contract.manifest import FileEntry, Manifest
+from cached.contract.manifest import CHAINS_NAME, FileEntry, Manifest
 from cached.contract.trust import Trust, least_of
 from cached.core.listing import Listing, RemoteFile
 from cached.sources.git import remote
@@ -312,8 +312,11 @@ async def test_a_manifest_among_the_files_decides(repository: Repository, at: At
     """With `holdfast.json` every file is known, and what it does not list is no part of the version."""
     files = {path: data for path, data in FILES.items() if data}
     manifest = Manifest.build(FileEntry(p, hashlib.sha256(d).hexdigest(), len(d)) for p, d in files.items())
-    repository.commit({**files, "more.txt": b"no part", "holdfast.json": manifest.canonical()})
+    records = {"holdfast.json": manifest.canonical(), CHAINS_NAME: b"chains", ".holdfast/publishing": b"{}"}
+    repository.commit({**files, "more.txt": b"no part", **records})
     found = await at.list()
+    assert found.chains is not None
+    assert (found.chains.size, {file.path for file in found.files}) == (6, set(files))
     assert least_of(file.trust for file in found.files) is Trust.KNOWN
     assert all(file.size is not None for file in found.files)
     assert await at.pull(puller) == manifest.digest

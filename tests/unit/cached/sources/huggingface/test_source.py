@@ -13,6 +13,7 @@ import huggingface_hub
 import pytest
 
 from cached.contract.errors import InvalidManifest
+from cached.contract.manifest import CHAINS_NAME
 from cached.transport.git_blob import git_blob_hasher
 from tests.support.fake_hub import FakeHub
 from tests.support.fake_hub_repos import Access
@@ -120,11 +121,13 @@ async def test_a_repository_without_an_owner_is_served(hub: FakeHub, model: Path
 async def test_a_manifest_decides_what_the_version_is(
     hub: FakeHub, tmp_path: Path, folder: str, lfs_threshold: int
 ) -> None:
-    """With a `holdfast.json` (in Git or Git LFS) the listing is the manifest's, with its sha256, and nothing else."""
+    """With a `holdfast.json` (in Git or Git LFS) the listing is the manifest's, with its sha256, and nothing else; the
+    chaining values of the version are told apart."""
     files = {"config.json": CONFIG, "model.safetensors": WEIGHTS}
     manifest = manifest_of(files)
     stored = {f"{folder}{path}": content for path, content in files.items()}
     stored |= {f"{folder}holdfast.json": manifest.canonical(), f"{folder}README.md": b"not listed"}
+    stored |= {f"{folder}{CHAINS_NAME}": b"chains", f"{folder}.holdfast/publishing": b"{}"}
     hub.lfs_threshold = lfs_threshold
     hub.add(NAME, write(tmp_path / "published", stored))
     source = hub_source(f"{URI}/{folder}" if folder else URI)
@@ -134,6 +137,8 @@ async def test_a_manifest_decides_what_the_version_is(
         (entry.path, entry.sha256, entry.size) for entry in manifest.files
     ]
     assert read(await source.locate(by_path(listing)["config.json"])) == (200, CONFIG)
+    assert listing.chains is not None
+    assert read(await source.locate(listing.chains)) == (200, b"chains")
     assert hub.violations == []
 
 

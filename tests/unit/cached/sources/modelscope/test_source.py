@@ -15,7 +15,7 @@ from cached.conformance.front import Front, ProxiedRequest, front_of
 from cached.conformance.place import Refused
 from cached.conformance.pulling import Puller, puller_in
 from cached.contract.errors import HoldfastError, Permanent, Transient
-from cached.contract.manifest import FileEntry, Manifest
+from cached.contract.manifest import CHAINS_NAME, FileEntry, Manifest
 from cached.contract.trust import Trust, least_of
 from cached.core.listing import Listing
 from cached.sources.base import Source
@@ -254,9 +254,11 @@ async def test_a_manifest_among_the_files_decides(site: FakeModelScope, client: 
     """What `holdfast.json` does not list is no part of the version; one that contradicts the site is refused."""
     files = {path: data for path, data in FILES.items() if path != "w/empty"}
     manifest = Manifest.build(FileEntry(p, hashlib.sha256(d).hexdigest(), len(d)) for p, d in files.items())
-    site.commit(REPO, {**FILES, "holdfast.json": manifest.canonical()})
+    site.commit(REPO, {**FILES, "holdfast.json": manifest.canonical(), CHAINS_NAME: b"chains"})
     found = await listed(client)
     assert found.manifest == manifest
+    assert found.chains is not None
+    assert (found.chains.size, {file.path for file in found.files}) == (6, set(files))
     assert await puller.pull(open_source(f"ms://{REPO}", client)) == manifest.digest
     site.commit(REPO, {"config.json": b"other", "holdfast.json": manifest.canonical()})
     problems = {file.problem.code for file in (await listed(client)).files if file.problem is not None}
