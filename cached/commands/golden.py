@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cached.commands.shared.common import print_json, report_errors
-from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.errors import HoldfastError, Permanent, Transient, describe_read_error
 from cached.contract.golden import Case, Environment, Golden, Tolerance, compare
 from cached.contract.program.options import EXIT_DONE, OptionParser, whole_number
 from cached.contract.status import timestamp
@@ -170,7 +170,7 @@ def _from_file(path: Path | None) -> Iterator[_Wanted]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise Permanent("unreadable", f"{path}: {error}", "name a file of JSON lines") from error
+        raise Permanent("unreadable", describe_read_error(path, error), "name a file of JSON lines") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue

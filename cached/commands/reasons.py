@@ -152,7 +152,7 @@ def _judge_without_daemon(facts: dict[str, Any]) -> _Verdict:
     remedy = "start the daemon; what it had fetched is kept"
     if status is None:
         return _Verdict("daemon_down", f"{text} It left no status of it.", remedy)
-    text += f" When it stopped the version was {status['state']}{_describe_progress(status)}."
+    text += f" When it stopped its state was {status['state']}{_describe_progress(status)}."
     if status["error"] is not None:
         text += f" The last error: {status['error']['message']}."
         remedy += f"; for the error: {status['error']['remedy']}" if status["error"]["remedy"] else ""

@@ -121,9 +121,9 @@ def _disk_line(public: PublicLayout, node: NodeState | None) -> str:
     """Return the daemon's account of its quota, or what the file system has where the daemon does not answer."""
     own = None if node is None else node.disk
     space = read_disk_space(public) if own is None else own
-    used = 100 * (space["used"] + space.get("reserved", 0)) / max(1, space["capacity"])
-    whose = " (the whole file system: the daemon tells no more)" if own is None else ""
-    return f"disk    {format_size(space['free'])} free of {format_size(space['capacity'])}, {used:.0f} % used{whose}\n"
+    full = 100 * (space["capacity"] - space["free"]) / max(1, space["capacity"])
+    whose = " (of the whole file system: the daemon does not answer)" if own is None else ""
+    return f"disk    {format_size(space['free'])} free of {format_size(space['capacity'])}, {full:.0f} % full{whose}\n"
 
 
 def _text(layout: Layout) -> str:

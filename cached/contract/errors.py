@@ -6,6 +6,7 @@ Law: every error that crosses a module boundary is one of these, chained from th
 from __future__ import annotations
 
 from http import HTTPStatus
+from pathlib import Path
 from typing import ClassVar
 
 _STATUSES = frozenset(int(status) for status in HTTPStatus)
@@ -70,3 +71,8 @@ class DigestMismatch(Permanent):
         super().__init__("digest_mismatch", f"{what}: expected {expected}, found {found}", remedy)
         self.expected = expected
         self.found = found
+
+
+def describe_read_error(path: Path, error: OSError | UnicodeDecodeError) -> str:
+    """Return which text file was not read, and why: its name stands there once."""
+    return f"{path}: {getattr(error, 'strerror', None) or error}"

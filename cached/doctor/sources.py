@@ -13,7 +13,7 @@ from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from cached.contract.errors import HoldfastError
+from cached.contract.errors import HoldfastError, describe_read_error
 from cached.contract.program.units import format_count
 from cached.contract.reference import ModelRef
 from cached.core.catalog import EMPTY_CATALOG, Catalog, CatalogVersion, parse_catalog
@@ -43,7 +43,9 @@ def read_catalog(path: Path | None) -> tuple[Catalog, list[CheckResult]]:
     except HoldfastError as error:
         return EMPTY_CATALOG, [of_error(area, error)]
     except (OSError, UnicodeDecodeError) as error:
-        return EMPTY_CATALOG, [failed(area, f"{path}: {error}", "write the file, or name another with --catalog")]
+        return EMPTY_CATALOG, [
+            failed(area, describe_read_error(path, error), "write the file, or name another with --catalog")
+        ]
     found = [
         failed(area, f"{path}, line {each.line}: {each.where}: {each.reason}", "correct the entry: it is not in force")
         for each in parsed.rejected[:_SHOWN]

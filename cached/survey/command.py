@@ -18,7 +18,7 @@ from typing import Any
 
 from cached.commands.shared.common import format_table, parse_seconds, print_error, print_json
 from cached.commands.shared.tree import list_held_versions, read_disk_space
-from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.errors import HoldfastError, Permanent, Transient, describe_read_error
 from cached.contract.layout import DEFAULT_ROOT, PublicLayout
 from cached.contract.loadable.findings import is_loadable
 from cached.contract.manifest import FileEntry, Manifest
@@ -84,7 +84,9 @@ def _find_place(options: argparse.Namespace) -> tuple[str, Rules]:
     try:
         catalog = parse_catalog(options.catalog.read_text(encoding="utf-8"), EMPTY_CATALOG).catalog
     except (OSError, UnicodeDecodeError) as error:
-        raise Permanent("no_catalog", f"{options.catalog}: {error}", "name another with --catalog") from error
+        raise Permanent(
+            "no_catalog", describe_read_error(options.catalog, error), "name another with --catalog"
+        ) from error
     entry = catalog.find(ref)
     if entry is None:
         raise unknown_model(catalog, ref)

@@ -14,7 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from cached.contract.digest import Digest
-from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.errors import HoldfastError, Permanent, describe_read_error
 from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRequest, parse_models
 from server.engine.types import Limits
@@ -127,7 +127,9 @@ def read_followed(path: Path, root: Path) -> tuple[ModelEntry, ...]:
         with path.open("rb") as file:
             text = file.read(_MAX_FILE_BYTES).decode()
     except (OSError, UnicodeDecodeError) as error:
-        raise Permanent("no_models", f"{path}: {error}", "check --follow and the volume it is on") from error
+        raise Permanent(
+            "no_models", describe_read_error(path, error), "check --follow and the volume it is on"
+        ) from error
     text = ",".join(part for line in text.splitlines() if (part := line.strip().strip(",")))
     if not text:
         raise Permanent("no_models", f"{path}: expected models, found an empty file", remedy)

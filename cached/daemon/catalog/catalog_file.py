@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.errors import HoldfastError, Permanent, describe_read_error
 from cached.contract.program import limits
 from cached.core.catalog import EMPTY_CATALOG, Catalog, Rejection, parse_catalog
 from cached.daemon.catalog.file_watch import watch_file
@@ -148,7 +148,9 @@ def _read(path: Path, seen: _Signature | None) -> tuple[str, _Signature | None] 
         return path.read_text(encoding="utf-8"), found
     except (OSError, UnicodeDecodeError) as error:
         raise limits.find_limit_error(error, f"catalog {path}") or Permanent(
-            "no_catalog", f"catalog {path}: {error}", "write the file, or name another with --catalog"
+            "no_catalog",
+            f"catalog {describe_read_error(path, error)}",
+            "write the file, or name another with --catalog",
         ) from error
 
 

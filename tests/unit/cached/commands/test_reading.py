@@ -231,7 +231,7 @@ def test_status_tells_who_waits_and_how_long(
     assert shown[first + 1].split()[2].startswith("5h0")
     assert shown[first + 2].split() == ["team/pod-1", str(BASE), "-"]
     assert shown[first + 21].startswith("and 12 more")
-    assert "disk    2.5 KiB free of 4.0 KiB, 38 % used" in shown
+    assert "disk    2.5 KiB free of 4.0 KiB, 38 % full" in shown
     assert status.main(["--root", str(layout.root), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["waiting"], told["disk"]) == (pods, disk)

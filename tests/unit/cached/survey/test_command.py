@@ -92,6 +92,13 @@ def test_what_cannot_be_listed_says_why(uri: str, says: str, capsys: pytest.Capt
     assert says in shown.err and "what to do: " in shown.err and shown.out == ""
 
 
+def test_a_catalog_that_is_not_there_is_named_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error has the file and the reason, without the number and the second path of the system's text."""
+    absent = tmp_path / "catalog.yaml"
+    assert main(["inspect", "acme/m@v1", "--catalog", str(absent)]) == 1
+    assert capsys.readouterr().err.splitlines()[0] == f"holdfast inspect: {absent}: No such file or directory"
+
+
 def test_a_held_version_is_still_inspected_by_its_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A name, also beside a root that is given as a path, is the node's own version, not a location."""
     assert main(["inspect", "acme/m@v1", "--root", str(tmp_path)]) == 1
