@@ -24,10 +24,9 @@ from cached.commands.shared.common import (
     get_public_tree,
     report_errors,
 )
-from cached.commands.shared.control_client import ControlClient, NodeState
+from cached.commands.shared.control_client import NodeState, ask_node_state
 from cached.commands.shared.style import is_terminal, wrap
 from cached.commands.shared.tree import list_model_statuses, read_daemon_status, read_disk_space, seconds_since
-from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout, PublicLayout
 from cached.contract.program.options import EXIT_DONE
 from cached.contract.program.units import format_duration, format_size
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 _REFRESH_S = 1.0
-_ANSWER_S = 1.0
 _MOST_PODS, _MOST_PODS_LIVE = 20, 5
 _HEARTBEAT_LATE_S = 15.0  # it moves at least every 5 s (design, section 3)
 
@@ -77,7 +75,7 @@ def _watch_live(layout: Layout, console: Console) -> int:
     with contextlib.suppress(KeyboardInterrupt), bars.open_live(console, whole_screen=True) as live:
         while True:
             statuses = list_model_statuses(layout.public)
-            lines, node = shutil.get_terminal_size().lines, _ask_node(layout)
+            lines, node = shutil.get_terminal_size().lines, ask_node_state(layout)
             notes = [_list_waiting(node, _MOST_PODS_LIVE), _list_errors(statuses)]
             shown = "\n".join(filter(None, notes))
             live.update(bars.draw_status(_head(layout.public, node), statuses, shown, lines), refresh=True)
@@ -93,17 +91,9 @@ def _redraw(text: str) -> str:
     return "\x1b[H" + "".join(f"{line}\x1b[K\n" for line in lines) + "\x1b[J"
 
 
-def _ask_node(layout: Layout) -> NodeState | None:
-    """Return what the daemon alone knows; None where it does not answer this user at once."""
-    try:
-        return ControlClient(layout, _ANSWER_S).read_node_state()
-    except HoldfastError:
-        return None
-
-
 def _document(layout: Layout) -> dict[str, Any]:
     """Return the document of `/v1/status`, as far as the public tree has it, and the pods that wait."""
-    public, node = layout.public, _ask_node(layout)
+    public, node = layout.public, ask_node_state(layout)
     daemon = read_daemon_status(public)
     return {
         "daemon": None if daemon is None else daemon.document(),
@@ -127,7 +117,7 @@ def _disk_line(public: PublicLayout, node: NodeState | None) -> str:
 
 
 def _text(layout: Layout) -> str:
-    node = _ask_node(layout)
+    node = ask_node_state(layout)
     head = f"{_head(layout.public, node)}\n"
     statuses = list_model_statuses(layout.public)
     if not statuses:

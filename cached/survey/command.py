@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from cached.commands.shared.common import format_table, parse_seconds, print_error, print_json
+from cached.commands.shared.control_client import ask_node_state
 from cached.commands.shared.tree import list_held_versions, read_disk_space
 from cached.contract.errors import HoldfastError, Permanent, Transient, describe_read_error
-from cached.contract.layout import DEFAULT_ROOT, PublicLayout
+from cached.contract.layout import DEFAULT_ROOT, Layout
 from cached.contract.loadable.findings import is_loadable
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED, OptionParser
@@ -65,7 +66,7 @@ def main(argv: Sequence[str]) -> int:
     except HoldfastError as error:
         print_error("inspect", error.message, error.remedy)
         return EXIT_FAILED
-    found |= _find_fit(PublicLayout(options.root.absolute() / "public"), found)
+    found |= _find_fit(Layout(options.root.absolute()), found)
     if options.json:
         print_json(found)
     else:
@@ -141,21 +142,28 @@ def _describe_filtered(source: Source, listing: Listing, rules: Rules) -> dict[s
     return {"files": len(dropped), "bytes": sum(known), "examples": [format_path(path) for path in dropped[:_SHOWN]]}
 
 
-def _find_fit(public: PublicLayout, found: dict[str, Any]) -> dict[str, Any]:
+def _find_fit(layout: Layout, found: dict[str, Any]) -> dict[str, Any]:
     """Return whether the version fits the node as it is: the bytes that are not here yet, as far as sums tell, and
-    those that are free. None: not known."""
+    those that are free, of the quota where the daemon answers. None: not known."""
     try:
-        held = {sha256 for version in list_held_versions(public) for sha256 in version.blobs}
+        held = {sha256 for version in list_held_versions(layout.public) for sha256 in version.blobs}
     except PermissionError:  # of another user: what is there cannot be told
         return {"needed_bytes": None, "free_bytes": None, "fits": None}
     new = {file["sha256"] or file["path"]: file["size"] for file in found["files"] if file["sha256"] not in held}
     needed = None if None in new.values() else sum(new.values())
-    try:
-        free = read_disk_space(public)["free"]
-    except OSError:  # no root here: a laptop asks
-        free = None
+    free = _find_free_bytes(layout)
     fits = None if needed is None or free is None else needed <= free
     return {"needed_bytes": needed, "free_bytes": free, "fits": fits}
+
+
+def _find_free_bytes(layout: Layout) -> int | None:
+    node = ask_node_state(layout)
+    if node is not None and node.disk is not None:
+        return int(node.disk["free"])
+    try:
+        return read_disk_space(layout.public)["free"]
+    except OSError:  # no root here: a laptop asks
+        return None
 
 
 def _promised_digest(files: Sequence[RemoteFile]) -> str | None:
@@ -195,8 +203,9 @@ def _as_text(found: dict[str, Any]) -> str:
         count = f"{format_count(filtered['files'], 'file')}, {format_size(filtered['bytes'])}"
         lines.append(f"filtered by `include` and `exclude`, {count}: {named}")
     if found["fits"] is not None:
-        free = f"{format_size(found['needed_bytes'])} are to come, {format_size(found['free_bytes'])} are free here"
-        lines.append(f"fits     {'yes' if found['fits'] else 'not now'}: {free}")
+        free = f"{format_size(found['free_bytes'])} are free here without an eviction"
+        needed = f"{format_size(found['needed_bytes'])} are to come"
+        lines.append(f"fits     {'yes' if found['fits'] else 'not now'}: {needed}, {free}")
     lines += [f"size     {size} in {format_count(len(found['files']), 'file')}", ""]
     rows = [("FILE", "SIZE", "TRUST", "SUM")]
     for file in found["files"]:

@@ -26,6 +26,7 @@ from cached.contract.reference import ModelRef
 from cached.contract.status import State
 
 _MAX_ANSWER_BYTES = 64 * 1024 * 1024
+_AT_ONCE_S = 1.0
 _FULL_S = 0.01
 _SUN_PATH_BYTES = 107  # sun_path in unix(7), less its final NUL
 
@@ -305,3 +306,11 @@ def _read_answer(status: int, data: bytes, path: str) -> dict[str, Any]:
             "check that the daemon and this command are of the same version (`holdfast --version`)",
         )
     raise _as_error({"message": f"status {status}", **error})
+
+
+def ask_node_state(layout: Layout) -> NodeState | None:
+    """Return what the daemon alone knows of its node; None where it does not answer this user at once."""
+    try:
+        return ControlClient(layout, _AT_ONCE_S).read_node_state()
+    except HoldfastError:
+        return None

@@ -12,6 +12,8 @@ from cached.cli import main
 from cached.contract.layout import Layout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
+from cached.store.recovery import prepare
+from tests.support.control import serve_control
 from tests.support.daemon import publish_files, write_files
 from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import Status
@@ -118,6 +120,21 @@ def test_a_root_of_another_user_leaves_the_fit_open(tmp_path: Path, capsys: pyte
             assert main(command) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["files"][0]["path"], found["fits"], found["needed_bytes"]) == ("config.json", None, None)
+
+
+def test_a_version_must_fit_the_quota(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the daemon answers, `fits` is about the free bytes of its quota and not of the whole file system."""
+    write_files(tmp_path / "m", {"config.json": b"{}", "a.safetensors": b"a" * 4000})
+    layout = Layout(tmp_path / "root")
+    prepare(layout)
+    monkeypatch.chdir(layout.private)  # a test's folder may be too deep for a socket's address
+    disk = {"capacity": 4096, "used": 1000, "reserved": 96, "free": 3000, "error": None}
+    with serve_control(layout) as control:
+        control.answers["GET /v1/waiting"] = 200, {"pods": [], "disk": disk}
+        assert main(["inspect", (tmp_path / "m").as_uri(), "--root", str(layout.root)]) == 0
+    assert "fits     not now: 3.9 KiB are to come, 2.9 KiB are free here without an eviction" in capsys.readouterr().out
 
 
 def test_what_filters_leave_out_and_whether_it_fits_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
