@@ -63,8 +63,10 @@ def draw_pull(name: str, status: ModelStatus, files: FetchFiles | None) -> Rende
             share = Text(format_size(done) if total is None else f"{format_size(done)} of {format_size(total)}")
             table.add_row(Text(f"  {_shorten(path)}", style="dim"), _bar(done, total), share)
         others = files.waiting + len(files.receiving) - room
-        note = f"  {format_count(files.done, 'file')} here" + (f", {others} to come" if others else "")
-        return Group(table, Text(note, style="dim"))
+        # Not "here": files of other versions that the node had before are not fetched.
+        counts = ((format_count(files.done, "file") + " fetched", files.done), (f"{others} to come", others))
+        note = ", ".join(text for text, count in counts if count)
+        return Group(table, *([Text(f"  {note}", style="dim")] if note else []))
     assert isinstance(table, Table)
     return table
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import pty
 import re
@@ -17,7 +18,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from cached.commands.shared import bars
+from cached.commands.shared.control_client import FetchFiles
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import State, StatusError
@@ -102,16 +106,27 @@ def test_a_pull_has_a_bar_for_itself_and_for_each_file(
     control.answers["POST /v1/files"] = 200, FILES
     monkeypatch.chdir(Path(__file__).parents[5])
     terminal = Terminal("pull", REF, "--root", fetching.root)
-    shown = terminal.wait_for(lambda text: "1 file here" in text)
+    shown = terminal.wait_for(lambda text: "1 file fetched" in text)
     assert "fetching  25 % of 8.0 KiB, 9s left" in shown
     assert "model-00001-of-00002.safetensors" in shown
     assert "1.0 KiB of 4.0 KiB" in shown
-    assert "1 file here, 2 to come" in shown
+    assert "1 file fetched, 2 to come" in shown
     digest = publish(fetching, REF, {"w": b"w"})
     write_status(fetching, model_status(REF, State.READY, bytes_total=1, bytes_done=1))
     assert terminal.end() == 0
     assert str(digest) in terminal.text
     assert terminal.raw.rfind("\x1b[?25h") > terminal.raw.rfind("\x1b[?25l") >= 0
+
+
+def test_a_pull_counts_only_files_that_it_fetches() -> None:
+    """The only file of a pull that has begun is neither fetched nor to come; no zero is told of files that the node had
+    before."""
+    written = io.StringIO()
+    console = Console(file=written, width=100)
+    status = model_status(REF, State.FETCHING, bytes_total=8192, bytes_done=2048)
+    console.print(bars.draw_pull("m@1", status, FetchFiles((("a.bin", 4096, 1024),), 0, 0)))
+    shown = written.getvalue()
+    assert "a.bin" in shown and "fetched" not in shown and "to come" not in shown
 
 
 def test_a_pull_that_is_interrupted_gives_the_cursor_back(
