@@ -1,4 +1,5 @@
-"""Measure the page at `/`: its bytes, the daemon's time for it, and the processor time of pages that stand open.
+"""Measure the page at `/`: its bytes, the daemon's time for it, and the daemon's processor time while pages or
+`holdfast status --watch` stand open.
 
 Law: the daemon is a real process with default options and nothing to fetch; its API server is the tests' in-process
 one, whose time is not counted. Pages are followed over sockets of this process, as browsers follow them. Looks with
@@ -14,9 +15,11 @@ import contextlib
 import http.client
 import re
 import socket
+import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -38,7 +41,8 @@ _KIB = 1024
 _NODE = "bench"
 _SETTLE_S = 10.0  # the first lists, labels and Events are not idle cost
 _LOADS = 20
-_PAGES = (0, 1, 32)  # open at once
+_NONE, _ONE, _WATCH = "none", "1 page", "`status --watch`"
+_OPEN = {_NONE: 0, _ONE: 1, "32 pages": 32}  # pages at once
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -132,18 +136,43 @@ def _sum_up(kind: str, loads: Sequence[tuple[float, float, int]]) -> Load:
     return Load(kind, median(walls), max(walls), median(cpus), int(median(sizes)))
 
 
-def _look(running: Daemon, seconds: float, rounds: int) -> dict[int, list[float]]:
-    """Return the daemon's CPU seconds a second by the number of pages that stand open."""
-    shares: dict[int, list[float]] = {count: [] for count in _PAGES}
+def _look(running: Daemon, seconds: float, rounds: int) -> dict[str, list[float]]:
+    """Return the daemon's CPU seconds a second by what stands open."""
+    shares: dict[str, list[float]] = {what: [] for what in (*_OPEN, _WATCH)}
     for round_ in range(rounds):
-        for count in in_turn(list(_PAGES), round_):
-            with _open_pages(running, count):
+        for what in in_turn(list(shares), round_):
+            with _watch_status(running) if what == _WATCH else _open_pages(running, _OPEN[what]):
                 time.sleep(2)  # what the pages were sent at first is not the cost of standing open
                 before_s, began = run_seconds(running.pid), time.monotonic()
                 time.sleep(seconds)
-                shares[count].append((run_seconds(running.pid) - before_s) / (time.monotonic() - began))
+                shares[what].append((run_seconds(running.pid) - before_s) / (time.monotonic() - began))
     running.check_alive()
     return shares
+
+
+@contextlib.contextmanager
+def _watch_status(running: Daemon) -> Iterator[None]:
+    """Run `holdfast status --watch`, which asks the daemon each second."""
+    command = [sys.executable, "-m", "cached.cli", "status", "--watch", "--json", "--root", str(running.layout.root)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as watching:
+        assert watching.stdout is not None
+        reader = threading.Thread(target=_drop, args=(watching.stdout,))
+        try:
+            if not watching.stdout.readline():
+                raise failed("holdfast status --watch ended at once")
+            reader.start()
+            yield
+            if watching.poll() is not None:
+                raise failed(f"holdfast status --watch ended with {watching.returncode}")
+        finally:
+            watching.terminate()
+            if reader.ident is not None:
+                reader.join()
+
+
+def _drop(lines: Iterable[str]) -> None:
+    for _ in lines:
+        pass
 
 
 @contextlib.contextmanager
@@ -164,7 +193,7 @@ def _open_pages(running: Daemon, count: int) -> Iterator[None]:
         yield
 
 
-def _report(loads: Sequence[Load], looks: Mapping[int, Sequence[float]], grown: int) -> str:
+def _report(loads: Sequence[Load], looks: Mapping[str, Sequence[float]], grown: int) -> str:
     head = ["the page", "ms", "longest, ms", "CPU, ms", "bytes on the wire"]
     body = [
         [
@@ -176,15 +205,16 @@ def _report(loads: Sequence[Load], looks: Mapping[int, Sequence[float]], grown: 
         ]
         for each in loads
     ]
-    shares = {count: 100 * median(found) for count, found in looks.items()}
-    open_ = [[f"{count}", f"{share:.3f}", f"{share - shares[0]:.3f}"] for count, share in shares.items()]
+    shares = {what: 100 * median(found) for what, found in looks.items()}
+    open_ = [[what, f"{share:.3f}", f"{share - shares[_NONE]:.3f}"] for what, share in shares.items()]
     targets = [
         report.Target("bytes of the page over the wire", loads[1].size / 1000, 60, False, " kB"),
         report.Target("server time of the first page", 1e3 * loads[0].cpu_s, 100, False, " ms"),
         report.Target("server time of a page", 1e3 * loads[1].cpu_s, 100, False, " ms"),
-        report.Target("a page left open, of a core", shares[1] - shares[0], 0.3, False, " %"),
+        report.Target("a page left open, of a core", shares[_ONE] - shares[_NONE], 0.3, False, " %"),
+        report.Target("`status --watch` left open, of a core", shares[_WATCH] - shares[_NONE], 0.3, False, " %"),
     ]
-    tables = (report.grid(head, body), report.grid(["open pages", "CPU, % of a core", "more than none"], open_))
+    tables = (report.grid(head, body), report.grid(["open", "CPU, % of a core", "more than none"], open_))
     memory = f"The page's modules and its first rendering: {grown / _KIB / _KIB:.1f} MiB of memory."
     return "\n\n".join((*tables, memory, report.bullets(targets)))
 
