@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from cached.contract.errors import HoldfastError
-from cached.contract.program.events import EventWriter, describe_error, format_traceback
+from cached.contract.program.events import EventWriter, describe_error, format_time, format_traceback
 
 LINE = "%(asctime)s %(levelname)s %(message)s"
 LINE_WITH_NAME = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -26,9 +26,9 @@ _FIELDS = "fields"  # of a record: what `about` has put there
 def log_to_stderr(
     level: str, *, ours: Iterable[str] = ("",), line: str = LINE, events: EventWriter | None = None
 ) -> None:
-    """Write each record to standard error: one line, in the %-style format `line`, or one event. The loggers named in
-    `ours` (by default the root) and below log from `level` on, a name in any case; all others from WARNING on, or from
-    `level` where that is higher. The same message is written ten times a minute at most."""
+    """Write each record to standard error: one line, in the %-style format `line` with its time in UTC, or one event.
+    The loggers named in `ours` (by default the root) and below log from `level` on, a name in any case; all others from
+    WARNING on, or from `level` where that is higher. The same message is written ten times a minute at most."""
     lowest = logging.getLevelNamesMapping()[level.upper()]
     handler = _lines(line) if events is None else _EventHandler(events)
     handler.addFilter(RepeatLimit())
@@ -90,6 +90,9 @@ def _lines(line: str) -> logging.Handler:
 
 
 class _LineFormatter(logging.Formatter):
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: ARG002 - of the base
+        return format_time(record.created)
+
     def formatMessage(self, record: logging.LogRecord) -> str:
         text = super().formatMessage(record)
         left_out = getattr(record, "left_out", 0)

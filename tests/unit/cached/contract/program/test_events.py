@@ -169,7 +169,7 @@ def test_a_mistake_in_the_options_is_an_event(how: tuple[str, ...]) -> None:
 def test_the_command_line_wins() -> None:
     """`--log-format text` is text, whatever the environment says."""
     done = run('ours.info("hello")', "--log-format", "text", environment={"HOLDFAST_LOG_FORMAT": "json"})
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} INFO hello\n", done.stderr)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z INFO hello\n", done.stderr)
 
 
 @pytest.mark.parametrize("form", ["json", "text"])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
+import time
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -23,7 +26,18 @@ def lines(names: str, setup: str) -> list[str]:
     program = _PROGRAM.format(names=names, setup=setup)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == ""
-    return [re.sub(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ", "", line) for line in done.stderr.splitlines()]
+    return [re.sub(r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z ", "", line) for line in done.stderr.splitlines()]
+
+
+def test_times_are_utc() -> None:
+    """A line has the time of UTC with milliseconds, whatever the zone of the machine: logs of two nodes compare."""
+    program = _PROGRAM.format(names="log_to_stderr", setup='log_to_stderr("error")')
+    environment = {**os.environ, "TZ": "XST-14"}
+    began = time.time() - 1
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    written = datetime.fromisoformat(done.stderr.partition(" ")[0])
+    assert written.utcoffset() == timedelta(0)
+    assert began <= written.timestamp() <= time.time()
 
 
 def test_everything_from_the_level_on() -> None:
