@@ -23,7 +23,7 @@ _HEAD = f"""# Metrics
 
 Made from `cached/contract/metrics/` by `make generated`; a test compares the two. Every program of Holdfast takes its
 metrics from these tables, so a name, its labels and its bound are in one place. `promtool check metrics` has nothing to
-say of the pages, but for one older name (`holdfast_load_gigabytes_per_second`).
+say of the pages.
 
 **Labels.** `model` and `version` are versions that are on the node or in its catalog: what only a pod's annotation or a
 pull makes up is in no label. `source` is the kind of a source (`s3`, `http`, …), `reason` the code of an error or a

@@ -132,7 +132,6 @@ class LoadMetrics:
         self._bytes = _counter(table.LOAD_BYTES, registry)
         self._cold = _counter(table.LOAD_COLD, registry)
         self._rate = _gauge(table.LOAD_RATE, registry)
-        self._speed = _gauge(table.LOAD_SPEED, registry)
         self._bound = _counter(table.LOAD_BOUND, registry)
 
     def record(self, report: LoadReport) -> None:
@@ -143,7 +142,6 @@ class LoadMetrics:
         self._bytes.labels(report.method).inc(report.bytes)
         self._cold.inc(report.cold_bytes)
         self._rate.set(report.gb_per_s * 1e9)
-        self._speed.set(report.gb_per_s)
         self._bound.labels(report.bound.value).inc()
 
 

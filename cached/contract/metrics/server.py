@@ -71,11 +71,6 @@ LOAD_SECONDS = Metric(
 LOAD_BYTES = Metric("holdfast_load_bytes_total", MetricKind.COUNTER, "Bytes of weights loaded", ("method",), 4)
 LOAD_COLD = Metric("holdfast_load_cold_bytes_total", MetricKind.COUNTER, "Of these, not in the page cache")
 LOAD_RATE = Metric("holdfast_load_bytes_per_second", MetricKind.GAUGE, "Bytes a second of the last load")
-LOAD_SPEED = Metric(
-    "holdfast_load_gigabytes_per_second",
-    MetricKind.GAUGE,
-    "Deprecated, for holdfast_load_bytes_per_second has it in base units: decimal gigabytes a second of the last load",
-)
 LOAD_BOUND = Metric("holdfast_load_bound_total", MetricKind.COUNTER, "Loads by what they waited for most", ("by",), 4)
 
 # --- requests ------------------------------------------------------------------------------------------------------
@@ -135,6 +130,6 @@ MODELS = (
     SWAPS,
     MODEL,
 )
-LOADS = (LOAD_SECONDS, LOAD_BYTES, LOAD_COLD, LOAD_RATE, LOAD_SPEED, LOAD_BOUND)
+LOADS = (LOAD_SECONDS, LOAD_BYTES, LOAD_COLD, LOAD_RATE, LOAD_BOUND)
 SERVER = (REQUESTS, REQUEST_SECONDS, IN_FLIGHT, REFUSED, CONNECTIONS, CLOSED, READY, STAGE_SECONDS, BUILD_INFO)
 ALL = (*SERVER, *MODELS, *LOADS)
