@@ -8,6 +8,7 @@ each node 14 MiB of memory, to send a dozen kinds of requests to one address wit
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import select
 import socket
@@ -17,6 +18,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping
 from types import TracebackType
 from typing import Self, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
+from weakref import WeakSet
 
 from cached.transport.connection.cancel import Cancellation, Cancelled
 from cached.transport.connection.thread_call import call_in_thread
@@ -72,6 +74,11 @@ class Connection:
             return step()
         finally:
             cancellation.detach(self._sock)
+
+    def shut_down(self) -> None:
+        """End a running step with an error, from another thread."""
+        with contextlib.suppress(OSError):  # the server has ended it
+            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
 
     def drop(self) -> None:
         """Close at once."""
@@ -138,15 +145,23 @@ class ApiConnections:
         self._prefix = parts.path.rstrip("/")
         self._server_name = (server_name or self._host) if is_tls else None
         self._idle: list[Connection] = []
+        self._all: WeakSet[Connection] = WeakSet()
+        self._is_closed = False
 
     def close(self) -> None:
-        """Close the idle connections."""
+        """Close the idle connections, and end the running requests with an error."""
+        self._is_closed = True
+        for connection in list(self._all):
+            connection.shut_down()
         for connection in self._idle:
             connection.drop()
         self._idle.clear()
 
     def put(self, connection: Connection) -> None:
         """Keep a connection without a request for the next one."""
+        if self._is_closed:
+            connection.drop()
+            return
         connection.idle_since = time.monotonic()
         self._idle.append(connection)
         if len(self._idle) > _MOST_IDLE:
@@ -215,4 +230,9 @@ class ApiConnections:
                 raise
             return sock
 
-        return Connection(http.client.HTTPConnection(self._host, self._port), await call_in_thread(dial))
+        connection = Connection(http.client.HTTPConnection(self._host, self._port), await call_in_thread(dial))
+        if self._is_closed:
+            connection.drop()
+            raise ConnectionAbortedError("the client was closed")
+        self._all.add(connection)
+        return connection

@@ -92,6 +92,19 @@ async def test_a_token_with_a_line_break_is_not_sent() -> None:
     assert not server.requests
 
 
+async def test_the_end_of_a_client_ends_its_requests() -> None:
+    """A request that nothing waits for any more leaves no connection behind."""
+    async with serving([b"HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n"], [b""]) as (server, client):
+        requests = [asyncio.create_task(client.request(GET)) for _ in range(2)]
+        while not server.requests:
+            await asyncio.sleep(0)
+        late = asyncio.create_task(client.request(GET))
+        await asyncio.sleep(0)  # it begins to connect
+    for request in (*requests, late):
+        with pytest.raises(Unreachable):
+            await request
+
+
 @pytest.mark.parametrize(
     "answer",
     [
