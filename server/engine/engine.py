@@ -27,10 +27,11 @@ ResultT = TypeVar("ResultT")
 
 
 class Job(Generic[PreparedT, EventT]):
-    """One request in the engine, and its events. Implements `Submission`."""
+    """One request in the engine, and its events. Implements `Submission`. `is_check`: the server's own, no client's."""
 
-    def __init__(self, request: PreparedT) -> None:
+    def __init__(self, request: PreparedT, *, is_check: bool = False) -> None:
         self.request = request
+        self.is_check = is_check
         self.submitted = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[EventT | HoldfastError | None] = asyncio.Queue()  # the last: its error, or None
@@ -136,19 +137,19 @@ class ThreadedEngine(Generic[RequestT, PreparedT, EventT]):
             raise model_failed(error) from error
         finally:
             self._preparing -= 1
-        with self._queued(prepared) as job:
+        with self._queued(Job(prepared)) as job:
             yield job
 
     @contextmanager
     def submit_prepared(self, prepared: PreparedT) -> Iterator[Job[PreparedT, EventT]]:
-        """Queue a request in tokens without the tokenizer's thread: a health check does not wait for clients' texts."""
+        """Queue a request in tokens without the tokenizer's thread: a health check does not wait for clients' texts,
+        and takes no client's place in the queue."""
         self._admit(0)
-        with self._queued(prepared) as job:
+        with self._queued(Job(prepared, is_check=True)) as job:
             yield job
 
     @contextmanager
-    def _queued(self, prepared: PreparedT) -> Iterator[Job[PreparedT, EventT]]:
-        job: Job[PreparedT, EventT] = Job(prepared)
+    def _queued(self, job: Job[PreparedT, EventT]) -> Iterator[Job[PreparedT, EventT]]:
         with self._changed:
             if self._closed:
                 raise _closed()
@@ -162,7 +163,7 @@ class ThreadedEngine(Generic[RequestT, PreparedT, EventT]):
     def capacity(self) -> EngineLoad:
         """Count the requests that wait and run."""
         with self._changed:
-            waiting = sum(not job.ended for job in self._waiting) + self._preparing
+            waiting = self._count_waiting() + self._preparing
             return EngineLoad(waiting, sum(not job.ended for job in self._running))
 
     def close(self) -> None:
@@ -183,7 +184,7 @@ class ThreadedEngine(Generic[RequestT, PreparedT, EventT]):
             if self._closed:
                 raise _closed()
             self._waiting = deque(job for job in self._waiting if not job.ended)
-            waiting = len(self._waiting) + preparing
+            waiting = self._count_waiting() + preparing
             if waiting >= self._queue_limit:
                 raise Transient(
                     "overloaded",
@@ -191,6 +192,10 @@ class ThreadedEngine(Generic[RequestT, PreparedT, EventT]):
                     "try again later, add replicas, or raise --queue-limit",
                     retry_after_s=1.0,
                 )
+
+    def _count_waiting(self) -> int:
+        """Count the clients' requests in the queue. Call with the lock held."""
+        return sum(not job.ended and not job.is_check for job in self._waiting)
 
     def _run(self) -> None:
         while (jobs := self._take()) is not None:
