@@ -169,9 +169,9 @@ class Ledger:
     @contextmanager
     def begin_recount(self) -> Iterator[Correct]:
         """Correct the account after a scan of the disk, concurrently with other calls: enter before the scan, and call
-        the yielded function with its result; it returns the number of wrong entries. Entries recorded since then
-        stay, because the scan may be older; without `with_blobs` those of committed blobs stay too. Raises ValueError
-        during another recount."""
+        the yielded function with its result; it returns the number of wrong entries, but for what a running fetch
+        explains. Entries recorded since then stay, because the scan may be older; without `with_blobs` those of
+        committed blobs stay too. Raises ValueError during another recount."""
         with self._lock:
             if self._recorded is not None:
                 raise ValueError("a recount is under way already")
@@ -369,9 +369,16 @@ class Ledger:
         with self._lock:
             for key in keys:
                 if self._recorded is not None and (id(table), key) not in self._recorded:
+                    corrected += not self._is_under_way(table, key)
                     count(key, actual.get(key, 0))
-                    corrected += 1
         return corrected
+
+    def _is_under_way(self, table: MutableMapping[str, int], key: str) -> bool:
+        """Return whether a running fetch explains that an entry differs: it writes a partial blob after it counted it,
+        and names a blob before it says so."""
+        if table is self._partials:
+            return key in self._sizes
+        return table is self._blobs and key not in table and bool(self._open)
 
     def _too_large(self, size: int, capacity: int) -> Permanent:
         limit = "the quota" if capacity == self._quota else "the file system"

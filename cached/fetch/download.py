@@ -244,6 +244,7 @@ class Download:
             else:
                 keeps_chain = self._supply.keeps_chain
                 attempt = Attempt(self.spec, self._workers, stream=self._stream, keeps_chain=keeps_chain)
+                self._space.grow(0)  # the file has its blocks, and the first byte may be long in coming
             self._attempt = attempt
             self.bytes_done = attempt.resumed_bytes
         # Not within the lock: the callback of an attempt that has ended runs at once.

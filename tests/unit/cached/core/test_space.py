@@ -247,6 +247,22 @@ def test_a_recount_sees_what_is_reserved() -> None:
     assert _accounts(ledger.compute_use()) == (0, 0, 30)
 
 
+def test_a_running_fetch_is_no_change_by_hand() -> None:
+    """What a fetch wrote since it counted last, and a blob that appears during one, are counted as no fault."""
+    here, renamed, put = "a" * 64, "b" * 64, "c" * 64
+    ledger = Ledger(None, Disk(1000))
+    with _held(ledger, 50):
+        ledger.count_blob(here, 7)
+        ledger.count_partial("one", 10)
+        with ledger.begin_recount() as correct:
+            assert correct(OnDisk({here: 7, renamed: 20}, {"one": 30}, {})) == 0
+        assert (_accounts(ledger.compute_use()), ledger.partial_bytes("one")) == ((27, 50, 0), 30)
+        with ledger.begin_recount() as correct:
+            assert correct(OnDisk({renamed: 2}, {"one": 30, "other": 5}, {})) == 3
+    with ledger.begin_recount() as correct:
+        assert correct(OnDisk({renamed: 2, put: 1}, {"one": 3, "other": 5}, {})) == 2
+
+
 def test_threads_share_one_budget() -> None:
     """However many threads reserve at once, no more than the budget is handed out, and all of it comes back."""
     ledger = Ledger(100, Disk(1000))

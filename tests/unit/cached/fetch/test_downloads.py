@@ -17,13 +17,14 @@ from cached.core.space import DiskSpace, Ledger, NoSpace
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download
 from cached.fetch.downloads import Downloads, DownloadSpace
-from cached.store import blobs
+from cached.store import blobs, recovery
 from cached.store.disk import durable
+from cached.store.ingest import allocated_bytes
 from cached.transport.connection.cancel import Cancelled
 from cached.transport.connection.settings import HttpSettings
 from tests.support.fetching import MIB, Engine, Hold, check_committed, http, noise, open_engine, spec_of
 from tests.support.origin import HostileOrigin
-from tests.support.origin_faults import FlipBit, InChunks, ResetAfter, Status
+from tests.support.origin_faults import FlipBit, InChunks, ResetAfter, Stall, Status
 
 _CAPACITY = 200 * MIB
 
@@ -95,6 +96,26 @@ async def test_several_wait_for_one_flight(tmp_path: Path, origin: HostileOrigin
         assert table.downloads.busy() == frozenset()
         assert table.downloads.leave(spec, "a") is None
     assert len(origin.requests) == 1
+
+
+async def test_a_download_that_waits_is_counted_right(tmp_path: Path, origin: HostileOrigin) -> None:
+    """The blocks of a file whose first byte has yet to come are in the ledger, and a recount finds nothing wrong."""
+    data = noise()[: 5 * MIB]
+    url = origin.put("/f", data, etag='"v1"')
+    origin.script("/f", Stall(None))
+    async with tables(tmp_path / "root") as table:
+        spec = spec_of(data)
+        table.join(spec, url, "a")
+        while not origin.requests:
+            await asyncio.sleep(0.01)
+        taken = allocated_bytes(table.engine.layout.ingest / spec.key.id)
+        assert table.ledger.partial_bytes(spec.key.id) == taken
+        assert table.ledger.compute_use().free == _CAPACITY - len(data)
+        with table.ledger.begin_recount() as correct:
+            assert correct(recovery.measure(table.engine.layout)) == 0
+        ending = table.downloads.leave(spec, "a")
+        assert ending is not None
+        assert isinstance(await _ended(ending), Cancelled)
 
 
 async def test_the_last_to_leave_cancels(tmp_path: Path, origin: HostileOrigin) -> None:
