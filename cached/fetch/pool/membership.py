@@ -8,10 +8,12 @@ Kubernetes API.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import logging
 import socket
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from cached.contract.program import limits
@@ -21,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 LOOKUP_S = 30.0
 _FIRST_S, _END_S = 2.0, 1.0  # a name server that is silent holds getaddrinfo(3) for up to a minute
+_OWN_S = 600.0  # between two looks at this machine's own addresses, while the members are the same
 ALONE_S = 3.0  # at a first start the name service learns of the pods one by one
 Resolver = Callable[[str, int], Sequence[str]]
 
@@ -70,10 +73,13 @@ class Membership:
     ) -> None:
         self._lookup_s, self._alone_s = lookup_s, alone_s
         self._places = places
+        self._addresses = frozenset(place for place in places if _is_address(place.host))
         self._own_port = own_port
         self._resolve = resolve
-        self._members: dict[MemberAddress, tuple[str, ...]] = {}
-        self._own: frozenset[str] = frozenset()
+        self._answers: dict[MemberAddress, frozenset[str]] = {}  # the last of each place
+        self._all: tuple[str, ...] = ()
+        self._others: tuple[str, ...] = ()
+        self._own_at = float("-inf")  # when this machine's addresses were looked at
         self._ending, self._looked = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="pool members", daemon=True)
         self._failing = False
@@ -91,12 +97,11 @@ class Membership:
 
     def list_all(self) -> tuple[str, ...]:
         """Return all members, this node among them where its address is known."""
-        found = {address for addresses in self._members.values() for address in addresses}
-        return tuple(sorted(found))[:MAX_MEMBERS]
+        return self._all
 
     def list_others(self) -> tuple[str, ...]:
         """Return all members but this node."""
-        return tuple(address for address in self.list_all() if address not in self._own)
+        return self._others
 
     def _run(self) -> None:
         self._look()
@@ -105,29 +110,47 @@ class Membership:
             self._look()
 
     def _look(self) -> None:
-        members, failure = dict(self._members), None
+        answers, failure = dict(self._answers), None
         for place in self._places:
+            if place in answers and place in self._addresses:
+                continue  # it stands for itself
             try:
-                members[place] = _choose_family(dict.fromkeys(self._resolve(place.host, place.port)))
+                answers[place] = frozenset(self._resolve(place.host, place.port))
             except OSError as error:
                 failure = f"{place.host}: {error.strerror or error}"
             except UnicodeError as error:  # a name that cannot be one, as `a..b`
                 failure = f"{place.host}: {error}"
-        addresses = {address for found in members.values() for address in found}
-        same_port = [address for address in addresses if parse_address(address)[1] == self._own_port]
-        self._own = frozenset(filter(_is_here, same_port))
-        self._members = members
+        now = time.monotonic()
+        if (
+            answers != self._answers or now >= self._own_at + _OWN_S
+        ):  # else a thousand addresses cost a node its idleness
+            self._answers, self._own_at = answers, now
+            self._take_members({address for found in answers.values() for address in _choose_family(found)})
         if (failure is not None) is not self._failing:
             self._failing = failure is not None
             _log.log(logging.WARNING if failure else logging.INFO, "members of the pool: %s", failure or "found again")
 
+    def _take_members(self, addresses: set[str]) -> None:
+        """Take the members, and find this node among them."""
+        own = {address for address in addresses if parse_address(address)[1] == self._own_port and _is_here(address)}
+        self._all = tuple(sorted(addresses))[:MAX_MEMBERS]
+        self._others = tuple(address for address in self._all if address not in own)
 
-def _choose_family(addresses: Iterable[str]) -> tuple[str, ...]:
+
+def _choose_family(addresses: Collection[str]) -> list[str]:
     """Return those of the family that has more, of IPv4 if both have as many: all nodes choose the same."""
-    found = list(addresses)
-    six = [address for address in found if address.startswith("[")]
-    four = [address for address in found if not address.startswith("[")]
-    return tuple(six if len(six) > len(four) else four)
+    six = [address for address in addresses if address.startswith("[")]
+    four = [address for address in addresses if not address.startswith("[")]
+    return six if len(six) > len(four) else four
+
+
+def _is_address(host: str) -> bool:
+    """Return whether a host is an address, not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_here(address: str) -> bool:

@@ -143,6 +143,48 @@ def test_a_lone_node_looks_again_soon() -> None:
         membership.close()
 
 
+def test_an_address_is_looked_up_once() -> None:
+    """A list of addresses costs an idle node nothing: only names are looked up again."""
+    asked: list[str] = []
+
+    def resolve(host: str, port: int) -> Sequence[str]:
+        asked.append(host)
+        return [f"198.51.100.{len(host)}:{port}"]
+
+    places = [MemberAddress(host, 5) for host in ("198.51.100.1", "name")]
+    membership = Membership(places, 5, resolve, lookup_s=0.01)
+    membership.start()
+    try:
+        eventually(lambda: asked.count("name") > 3)
+    finally:
+        membership.close()
+    assert asked.count("198.51.100.1") == 1
+
+
+def test_a_member_that_comes_or_goes_is_seen() -> None:
+    """The members are those of the last answer; the same addresses in another order change nothing."""
+    answers = (["198.51.100.2:5", "127.0.0.1:5"], ["127.0.0.1:5", "198.51.100.2:5"], ["198.51.100.3:5"])
+    left, sees = list(answers), threading.Event()
+
+    def resolve(_host: str, _port: int) -> Sequence[str]:
+        if len(left) == 1:
+            sees.wait()
+            return left[0]
+        return left.pop(0)
+
+    membership = Membership((MemberAddress("peers", 5),), 5, resolve, lookup_s=0.01)
+    membership.start()
+    try:
+        eventually(lambda: len(left) == 1)
+        assert membership.list_all() == ("127.0.0.1:5", "198.51.100.2:5")
+        assert membership.list_others() == ("198.51.100.2:5",)
+        sees.set()
+        eventually(lambda: membership.list_all() == membership.list_others() == ("198.51.100.3:5",))
+    finally:
+        sees.set()
+        membership.close()
+
+
 def test_a_host_is_looked_up() -> None:
     """A name gives its addresses, with the port."""
     assert "127.0.0.1:9" in look_up("127.0.0.1", 9)
