@@ -52,7 +52,7 @@ def _row(version: str) -> str:
     return f"[...document.querySelectorAll('#rows tr')].find((row) => row.innerText.includes('{version}'))"
 
 
-async def test_the_page_shows_the_node_and_asks_nobody_else(scene: Scene, tmp_path: Path) -> None:
+async def test_the_page_shows_the_node_and_asks_the_daemon_alone(scene: Scene, tmp_path: Path) -> None:
     """Every version has its row with its state, names of others are text, no error is in the console, and no request
     goes anywhere but to the daemon."""
     async with open_tab(tmp_path) as tab:
