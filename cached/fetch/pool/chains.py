@@ -71,9 +71,10 @@ class VersionChains:
         return True
 
     def take_published(self, published: Mapping[str, bytes]) -> None:
-        """Take what `publish` says of some blobs, by sha256: of those of this version, what has the right length."""
+        """Take what `publish` says of some blobs, by sha256, beside what it said of others: what has the right length,
+        of blobs of this version."""
         sizes = {sha256: states_bytes(self._pieces, sha256) for sha256, _ in self._pieces.blobs}
-        self._published = {
+        self._published |= {
             sha256: states
             for sha256, states in published.items()
             if states and len(states) == sizes.get(sha256) and self._refuted.get(sha256) != states

@@ -63,7 +63,8 @@ def test_published_states_are_known_and_told() -> None:
     assert chains.known_pieces == PIECES.pieces_of(LONG) | PIECES.pieces_of(SHORT)
     assert chains.find_step(LONG, 0) == step_at(LONG, 0, TOLD[: 2 * STATE_BYTES])
     assert (chains.is_known, chains.is_certain(LONG), chains.giver) == (False, False, None)
-    chains.take_published({LONG: TOLD[: 2 * STATE_BYTES], WHOLE: TOLD[2 * STATE_BYTES :]})
+    chains.take_published({WHOLE: TOLD[2 * STATE_BYTES :]})
+    chains.take_published({})
     assert chains.encode() == TOLD
     assert chains.take("a node", bytes(3 * STATE_BYTES))
     assert chains.encode() == bytes(3 * STATE_BYTES)
