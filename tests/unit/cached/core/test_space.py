@@ -249,18 +249,17 @@ def test_a_recount_sees_what_is_reserved() -> None:
 
 def test_a_running_fetch_is_no_change_by_hand() -> None:
     """What a fetch wrote since it counted last, and a blob that appears during one, are counted as no fault."""
-    here, renamed, put = "a" * 64, "b" * 64, "c" * 64
     ledger = Ledger(None, Disk(1000))
     with _held(ledger, 50):
-        ledger.count_blob(here, 7)
+        ledger.count_blob(_sha("here"), 7)
         ledger.count_partial("one", 10)
         with ledger.begin_recount() as correct:
-            assert correct(OnDisk({here: 7, renamed: 20}, {"one": 30}, {})) == 0
+            assert correct(_found({"here": 7, "renamed": 20}, {"one": 30}, {})) == 0
         assert (_accounts(ledger.compute_use()), ledger.partial_bytes("one")) == ((27, 50, 0), 30)
         with ledger.begin_recount() as correct:
-            assert correct(OnDisk({renamed: 2}, {"one": 30, "other": 5}, {})) == 3
+            assert correct(_found({"renamed": 2}, {"one": 30, "other": 5}, {})) == 3
     with ledger.begin_recount() as correct:
-        assert correct(OnDisk({renamed: 2, put: 1}, {"one": 3, "other": 5}, {})) == 2
+        assert correct(_found({"renamed": 2, "put": 1}, {"one": 3, "other": 5}, {})) == 2
 
 
 def test_threads_share_one_budget() -> None:
