@@ -20,11 +20,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from tests.support.http_server import make_range_reply, serve_http
+from tests.support.http_server import QuietServer, make_range_reply, serve_http
 
 # `default_proxy_rule_filtered_query_params`: of S3, GCS and OSS; those of OBS and COS are like them.
 _FILTERED = frozenset(
@@ -77,15 +76,12 @@ def serve_dfdaemon(cluster: Cluster) -> Iterator[str]:
     class Handler(_Handler):
         shared = cluster
 
-    with serve_http(Handler, _QuietServer) as address:
+    with serve_http(Handler, _JoinedServer) as address:
         yield f"http://{address}"
 
 
-class _QuietServer(ThreadingHTTPServer):
+class _JoinedServer(QuietServer):
     daemon_threads = False
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client may leave in the middle."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -15,10 +15,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
+
+from tests.support.http_server import QuietServer
 
 TOKEN = "ms-verySecretToken"
 MOST_ENTRIES = 3000
@@ -136,19 +138,12 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client may leave in the middle."""
-
-
 @contextmanager
 def fake_modelscope(private: bool = False) -> Iterator[FakeModelScope]:
     """Serve repositories."""
     site = FakeModelScope(private=private)
     servers = [
-        _Server(("127.0.0.1", 0), lambda *arguments, is_cdn=is_cdn: _Handler(site, is_cdn, *arguments))
+        QuietServer(("127.0.0.1", 0), lambda *arguments, is_cdn=is_cdn: _Handler(site, is_cdn, *arguments))
         for is_cdn in (False, True)
     ]
     site.url, site.cdn_url = (f"http://127.0.0.1:{server.server_port}" for server in servers)

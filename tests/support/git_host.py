@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -27,6 +27,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests.support.http_server import QuietServer
 from tests.support.object_stores import serving
 from tests.support.ports import free_port
 
@@ -265,13 +266,6 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing: a client may leave in the middle."""
-
-
 _GIFTLESS = """
 import os, sys, warnings
 warnings.simplefilter("ignore")
@@ -307,7 +301,7 @@ def git_host(root: Path, private: bool = False) -> Iterator[GitHost]:
     if shutil.which("git") is None:
         pytest.skip("git is not installed: its `git http-backend` is the server of this test")
     host = GitHost(root, private=private)
-    with _Server(("127.0.0.1", 0), lambda *arguments: _Handler(host, *arguments)) as server:
+    with QuietServer(("127.0.0.1", 0), lambda *arguments: _Handler(host, *arguments)) as server:
         host.url = f"http://127.0.0.1:{server.server_port}"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

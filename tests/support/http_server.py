@@ -53,7 +53,7 @@ def serve_replies(reply: Callable[[str, str, Message, bytes], Reply]) -> Iterato
         def log_message(self, format: str, *arguments: object) -> None:
             """Say nothing."""
 
-    with serve_http(Handler, _QuietServer) as address:
+    with serve_http(Handler, QuietServer) as address:
         yield address
 
 
@@ -68,6 +68,8 @@ def make_range_reply(data: bytes, asked: str, headers: dict[str, str]) -> Reply:
     return 206, headers | {"Content-Range": f"bytes {start}-{end}/{len(data)}"}, data[start : end + 1]
 
 
-class _QuietServer(ThreadingHTTPServer):
+class QuietServer(ThreadingHTTPServer):
+    """A server that writes no traceback."""
+
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say nothing: a client may leave in the middle."""
