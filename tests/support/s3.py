@@ -25,10 +25,9 @@ _LISTENS = re.compile(r"http://127\.0\.0\.1:(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """A running server: `url` is its endpoint, `process_id` its process; `log` what it prints."""
+    """A running server: `url` is its endpoint, `log` what it prints."""
 
     url: str
-    process_id: int
     log: Path
 
     @property
@@ -101,7 +100,7 @@ def _serving(command: Sequence[str], log: Path) -> Iterator[S3Server]:
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
     try:
-        yield S3Server(f"http://127.0.0.1:{_port(process, log)}", process.pid, log)
+        yield S3Server(f"http://127.0.0.1:{_port(process, log)}", log)
     finally:
         process.terminate()
         try:
