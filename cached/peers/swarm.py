@@ -26,7 +26,6 @@ PATIENCE_S = 60.0  # with neighbours that have pieces and give none: then the sa
 ALONE_S = 10.0  # without a grant and without a peer that has anything: then the origin, up to half as long again later
 _LEFT_S = 60.0  # a peer that was left is not asked for so long
 _SLOW_SHARE = 4  # slow: below this part of one's own rate
-_SLOW_AFTER_S = 1.0
 _RATES = 32  # pieces whose median rate is one's own
 _FEWEST_RATES = 8
 _MOST_SERVING = 12
@@ -146,10 +145,6 @@ class Swarm:
         if len(self._rates) >= _FEWEST_RATES:
             self._own_rate = median_low(self._rates)
             self._usual_capacity = median_low(self._capacities)
-
-    def is_too_slow(self, rate: float, load: Load, elapsed_s: float) -> bool:
-        """Return whether a request that has run for so long at this rate should be ended and asked of another."""
-        return elapsed_s >= _SLOW_AFTER_S and self._is_slow(rate, load)
 
     def failed(self, request: PieceRequest, reason: Reason | None, now: float) -> None:
         """Take back a piece that was not received, or did not check. `reason`: why its peer is left, None to keep it

@@ -8,7 +8,7 @@ while nodes that followed another tracker have yet to say what they have.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from statistics import median_low
 
@@ -121,7 +121,6 @@ class Tracker:
         self._first_at = 0.0
         self._log: list[PieceDigest] = []
         self._known: dict[int, str] = {}
-        self._vouchers: dict[int, str] = {}
         self._durations: list[float] = []
         self._pace = _Pace()
         self._usual_s = 0.0
@@ -153,11 +152,6 @@ class Tracker:
         """Whether no node announces the version any more, as `tidy` found."""
         return not self._nodes
 
-    @property
-    def vouchers(self) -> Mapping[int, str]:
-        """The node that told each piece's digest."""
-        return self._vouchers
-
     def announce(self, address: str, message: Announce, now: float) -> Reply:
         """Take a node's announce and answer it. Raises ValueError for another number of pieces, or one node too
         many."""
@@ -166,7 +160,7 @@ class Tracker:
         node = self._find(address, message, now)
         if message.log not in ("", self._log_id):
             self._opens_at = max(self._opens_at, self._first_at + SETTLE_S)
-        self._take_digests(address, message.digests)
+        self._take_digests(message.digests)
         self._take_have(node, message.have, now)
         self._end_grants(node, message, now)
         if node.is_quick(now):
@@ -298,12 +292,11 @@ class Tracker:
             node.grants[piece] = self._granted[piece] = now
             self._granted_bits |= 1 << piece
 
-    def _take_digests(self, address: str, digests: Iterable[PieceDigest]) -> None:
+    def _take_digests(self, digests: Iterable[PieceDigest]) -> None:
         """Add digests to the log, the first of each piece only: the file's own sha256 decides in the end."""
         for each in digests:
             if each.piece not in self._known:
                 self._known[each.piece] = each.sha256
-                self._vouchers[each.piece] = address
                 self._log.append(each)
 
     def _take_blames(self, witness: _Node, blames: Iterable[tuple[str, Reason]], now: float) -> None:
