@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 
 import numpy as np
 
@@ -46,6 +47,7 @@ _LEAST_MORE = 1e6
 _TOO_LONG = 20
 _GIGABIT = 1e9 / 8
 _UNKNOWN = Load()
+_workers_of = attrgetter("workers")
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,23 +264,27 @@ class Simulation:
 
     def _pump(self, node: _Node) -> None:
         """Let free workers take pieces, each of the open blob that has the fewest workers."""
+        able, promised = _list_able(node), node.swarm.find_promised()
         while node.requests < _REQUESTS and node.alive:
-            able = [blob for blob in node.blobs[: node.opened] if blob.left and not blob.is_idle]
-            promised = node.swarm.find_promised()
-            blob = next((blob for blob in able if blob.left & promised), None)
+            blob = next((blob for blob in able if blob.left & promised), None) if promised else None
             if blob is None:
-                blob = min(able, key=_count_workers, default=None)
+                blob = min(able, key=_workers_of, default=None)
                 if (blob is None or blob.workers) and self._open(node):
+                    able = _list_able(node)
                     continue
             if blob is None:
                 break
             request = node.swarm.next_request(blob.left, self.now)
             if request is None:
                 blob.is_idle = True
+                able.remove(blob)
                 continue
             blob.workers += 1
             blob.left ^= 1 << request.piece
             node.requests += 1
+            if not blob.left:
+                able.remove(blob)
+            promised = node.swarm.find_promised()
             if request.peer is None:
                 self._ask_origin(_Transfer(request, node, None, blob))
             else:
@@ -467,8 +473,9 @@ class Simulation:
                 self._at(_STALL_S, self._end_upload, transfer)
 
 
-def _count_workers(blob: _Blob) -> int:
-    return blob.workers
+def _list_able(node: _Node) -> list[_Blob]:
+    """Return the open blobs of which something may be asked for."""
+    return [blob for blob in node.blobs[: node.opened] if blob.left and not blob.is_idle]
 
 
 class _Flows:

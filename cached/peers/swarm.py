@@ -322,17 +322,18 @@ class Swarm:
 
     def _choose_from_neighbours(self, wanted: int, now: float) -> PieceRequest | None:
         """Return a random piece of the least busy neighbour that has one."""
-        if any(each.have & wanted for each in self._neighbours.values()):  # also what cannot be checked yet
-            self._promised_at = now
-        wanted &= self._checkable
         best, equal = None, 0
+        checkable = wanted & self._checkable
         for each in self._neighbours.values():
-            if each.asked >= _OF_ONE or (best is not None and each.load > best.load) or not each.have & wanted:
+            if not each.have & wanted:
+                continue
+            self._promised_at = now  # also of what cannot be checked yet
+            if each.asked >= _OF_ONE or (best is not None and each.load > best.load) or not each.have & checkable:
                 continue
             equal = equal + 1 if best is not None and each.load == best.load else 1
             if equal == 1 or self._rng.random() * equal < 1:
                 best = each
-        return None if best is None else PieceRequest(pick(best.have & wanted, self._rng), best.address)
+        return None if best is None else PieceRequest(pick(best.have & checkable, self._rng), best.address)
 
     def _is_put_off(self, now: float) -> bool:
         """Return whether peers have promised pieces for long and given none, and no tracker granted any: they may be
