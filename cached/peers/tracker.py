@@ -22,13 +22,14 @@ SETTLE_S = 2.0  # for the announces of nodes that followed another tracker
 SLOW_S = 30.0  # a node that others left as slow gets no grants and no neighbours for so long
 _ORIGIN_AT_ONCE = 128  # of the whole pool: 64 saturate an object store's front; each begins a while after its grant
 _FIRST_AT_ONCE = 16  # a slow origin is saturated by few, and the first piece of many comes late
+_FIRST_SHARE, _MOST_FIRST = 64, 64  # of a large version this part of its pieces: they delay it by as little
 _GAIN = 1.25  # twice as many requests must bring so much more, else it stays at these
 _NODE_AT_ONCE = 16
 _IMPORTS_AT_ONCE = 128  # of one zone: they cross at the pace of announces
 _AHEAD = 0.5  # grants that a node may have got more than the average node
 _REFUSED_S = 10.0  # a node whose grant failed gets no other for so long
 _OVERDUE_S, _OVERDUE_TIMES = 10.0, 4.0  # a grant is dealt again after this, and so many times the usual duration
-_FIRST_OVERDUE_S = 120.0  # while none has come: then the origin is slow, and its node alive
+_FIRST_OVERDUE_S = 120.0  # while none of 16 has come: then the origin is slow, and its node alive
 _TIDY_S = 0.5
 _HALVED_S = 5.0
 _WITNESSES = 2  # other nodes must agree before all believe a blame
@@ -74,18 +75,20 @@ class _Zone:
 class _Pace:
     """How many pieces are asked of the origin at once: twice as many as long as that makes them come faster."""
 
-    def __init__(self) -> None:
-        self.at_once = _FIRST_AT_ONCE
+    def __init__(self, pieces: int) -> None:
+        self.at_once = min(max(_FIRST_AT_ONCE, pieces // _FIRST_SHARE), _MOST_FIRST)
         self._rate = 0.0  # pieces a second with half as many
-        self._began_at: float | None = None  # when the first piece of this round came
+        self._began_at: float | None = None  # when the first piece of this round was dealt
         self._received = 0
+
+    def record_grant(self, now: float) -> None:
+        """Note that a piece was dealt."""
+        if self._began_at is None:
+            self._began_at = now
 
     def record_piece(self, now: float) -> None:
         """Note that a piece came from the origin."""
-        if self.at_once >= _ORIGIN_AT_ONCE:
-            return
-        if self._began_at is None:
-            self._began_at = now
+        if self.at_once >= _ORIGIN_AT_ONCE or self._began_at is None:
             return
         self._received += 1
         if self._received < self.at_once:
@@ -93,8 +96,8 @@ class _Pace:
         rate = self._received / max(now - self._began_at, 1e-3)
         if rate > self._rate * _GAIN:
             self._rate = rate
-            self.at_once *= 2
-        self._began_at, self._received = None, 0
+            self.at_once = min(2 * self.at_once, _ORIGIN_AT_ONCE)
+        self._began_at, self._received = now, 0
 
 
 class Tracker:
@@ -122,7 +125,7 @@ class Tracker:
         self._log: list[PieceDigest] = []
         self._known: dict[int, str] = {}
         self._durations: list[float] = []
-        self._pace = _Pace()
+        self._pace = _Pace(pieces)
         self._usual_s = 0.0
         self._tidied_at = self._halved_at = 0.0
         self._overdue = 0
@@ -209,7 +212,8 @@ class Tracker:
             self._held |= zone.held
         self._lost = self._lost or bool(before & ~self._held)
         self._usual_s = median_low(self._durations or [0.0])
-        late = now - (max(_OVERDUE_S, _OVERDUE_TIMES * self._usual_s) if self._durations else _FIRST_OVERDUE_S)
+        first_s = _FIRST_OVERDUE_S * self._pace.at_once / _FIRST_AT_ONCE
+        late = now - (max(_OVERDUE_S, _OVERDUE_TIMES * self._usual_s) if self._durations else first_s)
         self._overdue = 0
         for piece, dealt_at in self._granted.items():
             if dealt_at < late:
@@ -345,6 +349,7 @@ class Tracker:
             self._granted_bits |= 1 << piece
             node.dealt += 1
             self._dealt += 1
+            self._pace.record_grant(now)
             grants.append(piece)
         return grants
 

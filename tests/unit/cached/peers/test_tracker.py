@@ -100,19 +100,31 @@ def count_at_once(pool: Pool, second_a_piece: float) -> int:
     return len(standing)
 
 
+def grant_all(pool: Pool, now: float) -> int:
+    return sum(len(pool.say(node, now).grants) for node in range(40))
+
+
 def test_an_origin_is_asked_for_more_at_once_while_that_helps() -> None:
     """The pool begins with 16 pieces at once: an origin that sends them no quicker when it is asked for more has no
     more than 32, one that does has 128."""
-    pool = Pool(4000)
-    assert sum(len(pool.say(node, 0.0).grants) for node in range(40)) == 16
-    assert count_at_once(Pool(4000), 0.2) <= 32
-    pool, now = Pool(4000), 0.0
-    while now < 30.0:  # each piece takes a second, however many there are
-        most = sum(len(pool.say(node, now).grants) for node in range(40))
+    assert grant_all(Pool(1000), 0.0) == 16
+    assert count_at_once(Pool(1000), 0.2) <= 32
+    pool, found = Pool(4000), []
+    for second in range(20):  # each piece takes a second, however many there are
+        found.append(grant_all(pool, float(second)))
         for node in range(40):
             pool.finish(node)
-        now += 1.0
-    assert most == 128
+    assert found[0] * 2 == found[1]  # each round is as long as its pieces take
+    assert max(found) == 128
+
+
+def test_a_large_version_begins_with_more_at_once() -> None:
+    """Of a version of many pieces a sixty-fourth is asked for at once, 64 pieces at most, and these have their time."""
+    pool = Pool(4000)
+    assert grant_all(pool, 0.0) == 62
+    for second in range(400):  # none came in two minutes: of sixteen that would be long
+        assert grant_all(pool, float(second)) == 0
+    assert grant_all(Pool(40_000), 0.0) == 64
 
 
 def test_a_node_is_told_that_others_fetch() -> None:
