@@ -23,7 +23,7 @@ import numpy as np
 
 from bench.report import Target
 from cached.contract.program.units import parse_size
-from cached.fetch.workers import DEFAULT_CONNECTIONS, MAX_OPEN, MAX_PARKED, PEER_HTTP
+from cached.fetch.workers import MAX_OPEN, MAX_PARKED, PEER_HTTP, POOL_CONNECTIONS
 from cached.peers.messages import Reason, Reply, decode_announce, decode_reply, encode_announce, encode_reply
 from cached.peers.pieces import PIECE_BYTES, PieceMap
 from cached.peers.serving.server import ServerSettings
@@ -33,7 +33,7 @@ from cached.peers.uploads import Uploads, UploadVerdict
 
 _SERVING = ServerSettings()
 _SLOTS, _QUEUE, _WAIT_S = _SERVING.uploads, _SERVING.queue, _SERVING.wait_s
-_REQUESTS = DEFAULT_CONNECTIONS
+_REQUESTS = POOL_CONNECTIONS
 _ORIGIN_CONNECTIONS = 64
 _BLOBS = 30
 _REQUEST_S, _ANNOUNCE_S = 0.001, 0.005

@@ -18,7 +18,7 @@ from cached.contract.program.options import OptionParser, parse_address, whole_n
 from cached.contract.program.units import parse_duration, parse_rate, parse_size
 from cached.daemon.pool import ZONE_LABEL, PoolOptions, TlsOptions
 from cached.fetch.pool.membership import parse_peers
-from cached.fetch.workers import DEFAULT_CONNECTIONS
+from cached.fetch.workers import DEFAULT_CONNECTIONS, POOL_CONNECTIONS
 from cached.peers.messages import is_zone
 from cached.peers.serving.tls_files import TlsPaths
 from cached.transport.origin_proxy import OriginProxySettings, parse_origin_proxy_option
@@ -90,6 +90,7 @@ def parse_config(arguments: Sequence[str]) -> Config:
     given.pool = PoolOptions(
         given.peers, given.peer_listen, given.peer_key_file, given.peer_upload, given.peer_zone, tls
     )
+    given.connections = given.connections or (POOL_CONNECTIONS if given.peers else DEFAULT_CONNECTIONS)
     for name in [name for name in vars(given) if name.startswith("peer")]:
         delattr(given, name)
     given.connections_per_origin = given.connections_per_origin or given.connections
@@ -128,7 +129,7 @@ def _add_space_and_transfer_options(parser: OptionParser) -> None:
     parser.option(
         "--connections",
         type=whole_number(1, 256),
-        default=str(DEFAULT_CONNECTIONS),
+        otherwise=f"{DEFAULT_CONNECTIONS}, with --peers {POOL_CONNECTIONS}",
         metavar="N",
         help="connections in all",
     )

@@ -37,6 +37,7 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DEFAULT_CONNECTIONS = 8
+POOL_CONNECTIONS = 12  # with 8 a card waits a twentieth of the time: some of the nodes that are asked serve others too
 MAX_OPEN = 8  # blobs received at once: enough to keep the disk and the hash busy, few enough to finish soon
 MAX_PARKED = 64  # blobs with open files, including those that wait for a retry, or for other nodes
 _HELD = 4  # buffers that may wait for the hash, beside the next one of each blob

@@ -90,6 +90,14 @@ def test_a_wrong_option_is_a_usage_error(wrong: tuple[str, ...], capsys: pytest.
     assert "expected" in capsys.readouterr().err
 
 
+def test_a_node_of_a_pool_has_more_connections() -> None:
+    """By default a node asks more places at once where other nodes are among them; what is given counts."""
+    base, pool = ["--catalog", "/c.yaml"], ["--peers", "dns:peers:9402"]
+    assert [parse_config([*base, *more]).connections for more in ([], ["--peers", "off"], pool)] == [8, 8, 12]
+    given = parse_config([*base, *pool, "--connections", "3"])
+    assert (given.connections, given.connections_per_origin) == (3, 3)
+
+
 def test_an_origin_proxy_is_off_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the option origins are asked directly; with it credentials stay here unless they are let go."""
     base = ["--catalog", "/c.yaml"]
