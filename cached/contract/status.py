@@ -16,6 +16,7 @@ from typing import Any
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.loadable.findings import Finding
 from cached.contract.program.units import format_duration, format_size
+from cached.contract.reference import ModelRef
 from cached.contract.trust import Trust
 
 
@@ -130,6 +131,38 @@ class ModelStatus:
     refused_namespaces: dict[str, StatusError] = field(default_factory=dict)
     verdict: Verdict = NO_VERDICT
     bytes_from_peers: int = 0
+
+    @classmethod
+    def of_held(
+        cls,
+        ref: ModelRef,
+        digest: str,
+        size: int,
+        *,
+        pinned: bool,
+        source: str,
+        since: str,
+        updated: str,
+        verdict: Verdict,
+    ) -> ModelStatus:
+        """Return the status of a version that is ready and no more."""
+        return cls(
+            model=ref.name,
+            version=ref.version,
+            state=State.READY,
+            digest=digest,
+            pinned=pinned,
+            source=source,
+            bytes_total=size,
+            bytes_done=size,
+            rate_bytes_per_s=None,
+            eta_s=None,
+            since=since,
+            updated=updated,
+            error=None,
+            held=digest,
+            verdict=verdict,
+        )
 
     @property
     def is_checked_again(self) -> bool:

@@ -45,7 +45,6 @@ class Inventory:
     `snapshots_changed`: set whenever a snapshot comes, goes or is put back, until `take_changed_snapshots`."""
 
     def __init__(self, layout: Layout, recovered: Recovered) -> None:
-        self._layout = layout
         self.changes = 0  # of names and snapshots, since the start
         self.models = dict(recovered.models)
         self._names = dict(Counter(self.models.values()))  # the number of names of each named snapshot
@@ -57,7 +56,8 @@ class Inventory:
         self.links = recovered.links.copy()
         self.shared = set(self.links.find_above(1))
         self.pins = read_pins(layout)
-        self.last_used = {ref: self._used_before(ref, digest) for ref, digest in self.models.items()}
+        public = os.fspath(layout.public.path)  # as text: paths as objects cost a start more than the calls
+        self.last_used = {ref: _find_last_use(public, ref, digest) for ref, digest in self.models.items()}
         self.leased: frozenset[Digest] = frozenset()
         self.snapshots_changed = asyncio.Event()
         self._changed_snapshots: set[Digest] = set()
@@ -78,7 +78,8 @@ class Inventory:
 
     def adopt(self, ref: ModelRef, source: str) -> None:
         """Add a fetch record if a version of an older release has none; `source`: from its status, or empty."""
-        self.fetched.setdefault(ref, fetch_records.unknown(self.models[ref], source))
+        if ref not in self.fetched:
+            self.fetched[ref] = fetch_records.unknown(self.models[ref], source)
 
     def add_snapshot(self, digest: Digest, manifest: Manifest) -> None:
         """Add a snapshot, whether or not a name points at it."""
@@ -173,13 +174,13 @@ class Inventory:
         if not self._names[digest]:
             del self._names[digest]
 
-    def _used_before(self, ref: ModelRef, digest: Digest) -> float:
-        """Return the last use from the files' mtimes; a future time, after a clock was set back, counts as now."""
-        public = os.fspath(self._layout.public.path)  # as text: paths as objects cost a start more than the calls
-        used = os.lstat(f"{public}/models/{ref.path_segment}/{ref.version}").st_mtime
-        with contextlib.suppress(FileNotFoundError):
-            used = max(used, os.lstat(f"{public}/snapshots/{digest.hex}/.holdfast/lease").st_mtime)
-        return time.monotonic() - max(0.0, time.time() - used)
+
+def _find_last_use(public: str, ref: ModelRef, digest: Digest) -> float:
+    """Return the last use from the files' mtimes; a future time, after a clock was set back, counts as now."""
+    used = os.lstat(f"{public}/models/{ref.path_segment}/{ref.version}").st_mtime
+    with contextlib.suppress(FileNotFoundError):
+        used = max(used, os.lstat(f"{public}/snapshots/{digest.hex}/.holdfast/lease").st_mtime)
+    return time.monotonic() - max(0.0, time.time() - used)
 
 
 class _Blobs(Mapping[str, int]):

@@ -241,15 +241,15 @@ class StatusFiles:
         self._contents[ref] = _Content(digest, None, {}, {}, ready.verdict)
         old = self._statuses.get(ref)
         if old is not None and is_exact:
-            base = _status(ref, State.READY, ready.source, ready.digest, pinned=ready.pinned)
-            fresh = replace(
-                base,
-                held=digest,
-                verdict=ready.verdict,
-                bytes_total=ready.size,
-                bytes_done=ready.size,
+            fresh = ModelStatus.of_held(
+                ref,
+                digest,
+                ready.size,
+                pinned=ready.pinned,
+                source=ready.source,
                 since=old.since,
                 updated=old.updated,
+                verdict=ready.verdict,
             )
             if fresh == old:
                 return

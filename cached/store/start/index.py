@@ -31,7 +31,7 @@ from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest, PackedFiles
 from cached.contract.reference import ModelRef, name_from_path_segment
-from cached.contract.status import NO_VERDICT, ModelStatus, State, Verdict
+from cached.contract.status import NO_VERDICT, ModelStatus, Verdict
 from cached.core.blob_table import BlobTable
 from cached.store.fetch_records import FetchRecord
 
@@ -72,22 +72,14 @@ class Status:
 
     def make_status(self, ref: ModelRef, manifest: Manifest) -> ModelStatus:
         """Return the status that the file has."""
-        digest, size = str(self.digest), manifest.total_bytes
-        return ModelStatus(
-            model=ref.name,
-            version=ref.version,
-            state=State.READY,
-            digest=digest,
+        return ModelStatus.of_held(
+            ref,
+            str(self.digest),
+            manifest.total_bytes,
             pinned=self.pinned,
             source=self.source,
-            bytes_total=size,
-            bytes_done=size,
-            rate_bytes_per_s=None,
-            eta_s=None,
             since=self.since,
             updated=self.updated,
-            error=None,
-            held=digest,
             verdict=self.verdict,
         )
 
