@@ -24,6 +24,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import parse_ratelimit_headers  # type: ignore[attr-defined]  # documented, not in __all__
 
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
+from cached.sources.oauth import quoted
 from cached.transport.client import Response
 from cached.transport.errors import is_retried, retry_after_s
 from cached.transport.pages import SIGN_IN
@@ -165,8 +166,8 @@ def _refused(error: HfHubHTTPError, request: HubRequest) -> HoldfastError:
 
 def _by_status(error: HfHubHTTPError, status: int, request: HubRequest) -> HoldfastError:
     # Some servers repeat the request's headers.
-    quoted = _BEARER.sub("…", " ".join((error.server_message or "").split())[:200])
-    said = f"HTTP {status}" + (f", {quoted}" if quoted else "")
+    words = quoted(_BEARER.sub("…", error.server_message or ""))
+    said = f"HTTP {status}" + (f", {words}" if words else "")
     if status == 401:
         return Permanent(
             "unauthorized",

@@ -139,6 +139,15 @@ async def test_an_overloaded_hub_is_retried_when_it_says(hub: FakeHub, tmp_path:
     assert hub.count(where) == 1
 
 
+async def test_the_hubs_words_are_shown_as_plain_text(hub: FakeHub, model: Path) -> None:
+    """What a Hub says of an error reaches no terminal with its control characters."""
+    hub.add(NAME, model)
+    hub.fail(418, "/revision/", {"X-Error-Message": "out\x1b[31m of tea"})
+    error = await refusal(hub_source(URI))
+    assert error.code == "http_418" and "of tea" in error.message
+    assert error.message.isprintable()
+
+
 async def test_a_date_and_a_used_up_limit_say_how_long_to_wait(hub: FakeHub, model: Path) -> None:
     """The wait is also read from an HTTP date, and from the Hub's own RateLimit header; at most an hour."""
     hub.add(NAME, model)
