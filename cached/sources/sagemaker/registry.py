@@ -16,6 +16,7 @@ from botocore.config import Config
 from botocore.parsers import ResponseParserError
 
 from cached.contract.errors import HoldfastError, Permanent, Transient, http_code
+from cached.sources.aws_answers import STRANGE, bound_answers
 from cached.sources.oauth import quoted
 from cached.sources.sagemaker.address import SageMakerAddress
 from cached.transport.errors import is_retried
@@ -46,6 +47,7 @@ class PackageRegistry:
             session = botocore.session.Session(profile=address.profile)
             settings = Config(connect_timeout=_CONNECT_S, read_timeout=_READ_S, retries={"total_max_attempts": 2})
             self._client = session.create_client("sagemaker", region_name=address.region, config=settings)
+            bound_answers(session, self._client, _CONNECT_S, _READ_S)
 
     def find(self) -> dict[str, Any]:
         """Return the description of the version that is named, or of the newest that is approved. Raises `Permanent`
@@ -126,7 +128,7 @@ class PackageRegistry:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except (boto.BotoCoreError, boto.ClientError, ResponseParserError, OSError, ValueError) as error:
+        except (boto.BotoCoreError, boto.ClientError, ResponseParserError, OSError, *STRANGE) as error:
             raise self._translate(error) from error
 
     def _translate(self, error: Exception) -> HoldfastError:
@@ -141,7 +143,7 @@ class PackageRegistry:
             return Permanent("bad_source", problem, "add ?region=… to the location, or set AWS_DEFAULT_REGION")
         if isinstance(error, (boto.ParamValidationError, boto.InvalidRegionError)):
             return Permanent("bad_source", f"{where}: {said}", "correct the location")
-        if isinstance(error, (ResponseParserError, ValueError)):
+        if isinstance(error, (ResponseParserError, *STRANGE)):
             return self.bad_answer("JSON")
         return Transient("connect", f"{where}: SageMaker did not answer ({said})", "check the region and the network")
 

@@ -9,7 +9,6 @@ is exchanged for a refresh token of the registry, at the registry itself).
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import re
 import time
@@ -25,7 +24,7 @@ from cached.transport.service.requests import Service
 _ECR = re.compile(r"(\d{12})\.dkr[.-]ecr(-fips)?\.([a-z0-9-]+)\.(?:amazonaws\.com(?:\.cn)?|on\.aws)")
 _GOOGLE = re.compile(r"(?:[a-z0-9-]+-docker\.pkg\.dev|(?:[a-z]+\.)?gcr\.io)")
 _AZURE = re.compile(r"[a-z0-9-]+\.azurecr\.(?:io|cn|us)")
-_ECR_TIMEOUT_S = 10
+_ECR_CONNECT_S, _ECR_READ_S = 4, 10  # twice: a host that cannot be reached is told within 10 s
 _GOOGLE_PATH = "/computeMetadata/v1/instance/service-accounts/default/token"
 _AZURE_IMDS = "http://169.254.169.254/metadata/identity/oauth2/token"
 _AZURE_RESOURCE = "https://containerregistry.azure.net"
@@ -51,14 +50,18 @@ def _ecr_login(host: str, *, account: str, region: str) -> Login | None:
     from botocore.config import Config
     from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError
 
-    settings = Config(connect_timeout=_ECR_TIMEOUT_S, read_timeout=_ECR_TIMEOUT_S, retries={"total_max_attempts": 2})
+    from cached.sources.aws_answers import STRANGE, bound_answers
+
+    settings = Config(connect_timeout=_ECR_CONNECT_S, read_timeout=_ECR_READ_S, retries={"total_max_attempts": 2})
     try:
-        ecr = botocore.session.get_session().create_client("ecr", region_name=region, config=settings)
+        session = botocore.session.get_session()
+        ecr = session.create_client("ecr", region_name=region, config=settings)
+        bound_answers(session, ecr, _ECR_CONNECT_S, _ECR_READ_S)
         found = ecr.get_authorization_token(registryIds=[account])["authorizationData"][0]
         user, _, password = base64.b64decode(found["authorizationToken"], validate=True).decode().partition(":")
     except NoCredentialsError:
         return None
-    except (ClientError, BotoCoreError) as error:
+    except (ClientError, BotoCoreError, OSError) as error:
         code = error.response.get("Error", {}).get("Code", "") if isinstance(error, ClientError) else ""
         if code in ("AccessDeniedException", "UnrecognizedClientException", "InvalidSignatureException"):
             raise Permanent(
@@ -68,7 +71,7 @@ def _ecr_login(host: str, *, account: str, region: str) -> Login | None:
             ) from error
         problem = f"{host}: expected a token of ECR, found {code or type(error).__name__}"
         raise Transient("login", problem, "check the way to ECR's API") from error
-    except (LookupError, binascii.Error, ValueError) as error:
+    except STRANGE as error:
         raise _strange(host, "ECR") from error
     return Login(user, password, lifetime_s=_left_s(found.get("expiresAt")))
 

@@ -16,7 +16,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from cached.contract.errors import HoldfastError
+from cached.conformance.front import front_of
+from cached.contract.errors import HoldfastError, Transient
 from cached.sources.oci.access.clouds import find_cloud_login
 from cached.sources.oci.access.hosts import VARIABLE
 from cached.sources.oci.source import OciSource
@@ -132,6 +133,24 @@ async def test_ecr_gives_a_login_for_half_a_day(
     assert login.password not in repr(login)
     for other in ("ecr.example.com", f"{host}.example.com", "123.dkr.ecr.eu-central-1.amazonaws.com"):
         assert find_cloud_login(other, f"https://{other}", client, Cancellation()) is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"[]", b"null", b'{"authorizationData": [null]}', b"[" * 100_000, b" " * (8 * 1024 * 1024) + b"{}"],
+    ids=lambda body: repr(body[:40]),
+)
+async def test_an_answer_that_is_not_ecrs_is_told(
+    moto: S3Server, monkeypatch: pytest.MonkeyPatch, client: HttpClient, body: bytes
+) -> None:
+    """JSON of another form, or without an end, is a strange answer, of which no more than a limit is read."""
+    host = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"
+    with front_of("http://127.0.0.1:9") as front:
+        for name, value in {**moto.environment, "AWS_ENDPOINT_URL_ECR": front.url}.items():
+            monkeypatch.setenv(name, value)
+        front.answer(200, body, {"Content-Type": "application/x-amz-json-1.1"}, times=None)
+        with pytest.raises(Transient):
+            find_cloud_login(host, f"https://{host}", client, Cancellation())
 
 
 @pytest.mark.parametrize("registry", ["europe-docker.pkg.dev", "eu.gcr.io"])

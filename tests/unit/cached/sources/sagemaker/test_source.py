@@ -187,16 +187,23 @@ async def test_what_is_not_there(group: Group, client: HttpClient) -> None:
         (b"<!doctype html><title>Sign in</title>", 200, "bad_response"),
         (b'{"ModelPackageSummaryList": [', 200, "bad_response"),
         (b'{"ModelPackageSummaryList": [{}]}', 200, "bad_response"),
+        (b'{"ModelPackageSummaryList": ["x"]}', 200, "bad_response"),
+        (b"[]", 200, "bad_response"),
+        (b"null", 200, "bad_response"),
+        (b"[" * 100_000, 200, "bad_response"),
+        (b" " * (8 * 1024 * 1024) + b"{}", 200, "bad_response"),
+        (b'["no"]', 400, "bad_response"),
         (b'{"__type": "UnrecognizedClientException", "message": "no"}', 400, "unauthorized"),
         (b'{"__type": "AccessDeniedException", "message": "no"}', 400, "forbidden"),
         (b'{"__type": "ThrottlingException", "message": "slow"}', 400, "http_400"),
         (b"", 503, "http_503"),
     ],
+    ids=lambda value: repr(value)[:40],
 )
 async def test_bad_answers(
     body: bytes, status: int, code: str, group: Group, client: HttpClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A page, cut JSON and a refusal are told for what they are."""
+    """A page, cut, strange or endless JSON and a refusal are told for what they are."""
     with front_of("http://127.0.0.1:9") as front:
         monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER", front.url)
         front.answer(status, body, {"Content-Type": "application/x-amz-json-1.1"}, times=None)
