@@ -169,6 +169,7 @@ class Stages:
 def open_stages(folder: Path, certificates: Certificates) -> Iterator[Stages]:
     """The servers, running."""
     with FakeHub() as hub, HostileOrigin(host="127.0.0.1") as origin:
+        hub.lists_blobs = False  # so that there is a tree to ask for, page by page
         stages = Stages(folder, certificates, origin, hub)
         with stages.hub_front, stages.cdn_front:
             yield stages
