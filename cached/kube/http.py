@@ -42,6 +42,7 @@ class Connection:
     def __init__(self, protocol: http.client.HTTPConnection, sock: socket.socket) -> None:
         self.protocol = protocol
         self.protocol.sock = sock
+        self.protocol.auto_open = 0  # it would connect again by itself, and without TLS
         self.idle_since = 0.0
         self._sock = sock
 
