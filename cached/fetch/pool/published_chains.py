@@ -15,7 +15,6 @@ from cached.contract.reference import ModelRef
 from cached.core.listing import RemoteFile
 from cached.peers.chain_file import MAX_CHAIN_FILE_BYTES, BadChainFile, decode_chains
 from cached.sources.base import Source
-from cached.sources.small_files import SmallFiles
 from cached.transport.client import HttpClient
 
 _log = logging.getLogger(__name__)
@@ -33,6 +32,8 @@ class PublishedChains:
 
     async def read(self, ref: ModelRef, source: Source, file: RemoteFile) -> Mapping[str, bytes]:
         """Return the states by the sha256 of their blob; nothing where the file is of no use."""
+        from cached.sources.small_files import SmallFiles  # here: a daemon loads nothing of sources at its start
+
         try:
             if file.problem is not None:
                 raise file.problem
