@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from html import escape
 
 from cached.contract.status import parse_timestamp
 
@@ -18,7 +19,6 @@ _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
-_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#x27;"})
 _USER = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://)[^\s/@]*@")
 _QUERY = re.compile(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s?#\"'<>]+)[?#][^\s\"'<>)\]}]*")
 _CODE = re.compile(r"`([^`]+)`")
@@ -29,14 +29,16 @@ _STEPS = ((60, 1, "s"), (3600, 60, "m"), (86400, 3600, "h"), (float("inf"), 8640
 def plain(value: str) -> str:
     """Return a text as it is shown: shortened, unseen characters as `\\u202e`. No text that comes here has
     credentials; should a URI have some, its user information, query and fragment are left out."""
-    open_ = _QUERY.sub(r"\1", _USER.sub(r"\1", value))
+    open_ = _QUERY.sub(r"\1", _USER.sub(r"\1", value)) if "://" in value else value
     short = open_ if len(open_) <= _MOST_CHARACTERS else f"{open_[: _MOST_CHARACTERS - 1]}…"
+    if short.isprintable():  # so it is nearly always, and has none of them
+        return short
     return _UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", short)
 
 
 def text(value: str) -> str:
     """Return the HTML of a text, `plain` and escaped for content and attributes."""
-    return plain(value).translate(_ESCAPES)
+    return escape(plain(value))
 
 
 def message(value: str) -> str:
