@@ -31,7 +31,7 @@ from cached.contract.program.tracing import Tracer, open_tracer
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State
 from cached.core.space import Ledger
-from cached.daemon.api.control_api import make_control_api
+from cached.daemon.api.control_api import ControlApi
 from cached.daemon.api.explain import Explanations
 from cached.daemon.api.listeners import open_listeners
 from cached.daemon.api.read_api import make_read_api
@@ -303,7 +303,7 @@ async def _work(
     ending.set_handler(partial(loop.call_soon_threadsafe, stop.set))
     reads = make_read_api(service, page_readers=max_clients // 2 if config.page == "on" else 0)
     explanations = _make_explanations(node, config, reconciler, service, client)
-    commands = make_control_api(service, imports, explanations)
+    commands = ControlApi(service, imports, explanations).make_handler()
     address, control = await stack.enter_async_context(
         open_listeners(config.listen, node.layout, node.blocking, reads, commands, max_clients)
     )

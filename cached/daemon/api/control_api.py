@@ -28,80 +28,95 @@ _CHECK_S = 1.0
 _cancelled: set[asyncio.Future[Answer]] = set()  # the loop keeps only weak references to tasks
 
 
-def make_control_api(service: DaemonService, imports: Imports, explanations: Explanations) -> Handler:
-    """Return the handler of the control socket."""
+class ControlApi:
+    """The endpoints of the control socket: each reads its request and calls the service."""
 
-    async def pull(request: HttpRequest) -> WholeResponse:
+    def __init__(self, service: DaemonService, imports: Imports, explanations: Explanations) -> None:
+        self._service = service
+        self._imports = imports
+        self._explanations = explanations
+
+    def make_handler(self) -> Handler:
+        """Return the handler of the control socket."""
+        return make_router(
+            {
+                ("POST", "/v1/pull"): self._command(self._pull),
+                ("POST", "/v1/gc"): self._command(self._gc),
+                ("POST", "/v1/pin"): self._command(self._pin),
+                ("POST", "/v1/unpin"): self._command(self._unpin),
+                ("POST", "/v1/verify"): self._command(self._verify),
+                ("POST", "/v1/import"): self._begin_import,
+                ("POST", "/v1/files"): self._list_files,
+                ("POST", "/v1/explain"): self._explain,  # also while the disk hangs: that may be the answer
+                ("GET", "/v1/pull/*"): _answer_while_disk_hangs(self._service, self._get_pull),
+                ("GET", "/v1/status"): make_status_handler(self._service.make_status),
+                ("GET", "/v1/waiting"): self._list_waiting,
+            }
+        )
+
+    def _command(self, handler: Handler) -> Handler:
+        return _answer_while_disk_hangs(self._service, _answer_once_told(self._service, handler))
+
+    async def _pull(self, request: HttpRequest) -> WholeResponse:
         body = _body(request)
         digest = body.get("digest")
         pin = None if digest is None else Digest.parse(_text(body, "digest"))
         _make_check(request)()
-        return make_json(await service.pull(_ref(body), pin, refresh=_flag(body, "refresh")))
+        return make_json(await self._service.pull(_ref(body), pin, refresh=_flag(body, "refresh")))
 
-    async def get_pull(request: HttpRequest) -> WholeResponse:
-        answer = service.get_pull(request.segment)
+    async def _get_pull(self, request: HttpRequest) -> WholeResponse:
+        answer = self._service.get_pull(request.segment)
         if answer is None:
             raise Permanent(
                 "unknown_pull", "expected the id of a pull of the last ten minutes, found none", "pull again"
             )
         if answer["digest"] is not None or answer["error"] is not None:
-            await service.write_statuses()
+            await self._service.write_statuses()
         return make_json(answer)
 
-    async def gc(request: HttpRequest) -> WholeResponse:
+    async def _gc(self, request: HttpRequest) -> WholeResponse:
         body = _body(request)
         dry_run = _flag(body, "dry_run")
         check = _make_check(request)
         check()
-        gone = await (service.plan_gc() if dry_run else service.gc(check))
-        stay = {"staying": service.list_staying()} if dry_run else {}
+        gone = await (self._service.plan_gc() if dry_run else self._service.gc(check))
+        stay = {"staying": self._service.list_staying()} if dry_run else {}
         return make_json({"versions": gone, "bytes": sum(each["bytes"] for each in gone), **stay})
 
-    async def pin(request: HttpRequest) -> WholeResponse:
-        await service.pin(_ref(_body(request)), _make_check(request))
+    async def _pin(self, request: HttpRequest) -> WholeResponse:
+        await self._service.pin(_ref(_body(request)), _make_check(request))
         return make_json({"pinned": True})
 
-    async def verify(request: HttpRequest) -> WholeResponse:
-        ref = _ref(_body(request))
-        _make_check(request)()
-        return make_json(await service.verify(ref))
-
-    async def unpin(request: HttpRequest) -> WholeResponse:
-        pinned, was_pinned = await service.unpin(_ref(_body(request)), _make_check(request))
+    async def _unpin(self, request: HttpRequest) -> WholeResponse:
+        pinned, was_pinned = await self._service.unpin(_ref(_body(request)), _make_check(request))
         return make_json({"pinned": pinned, "was_pinned": was_pinned})
 
-    async def list_files(request: HttpRequest) -> WholeResponse:
-        return make_json(service.list_files(_ref(_body(request))))
+    async def _verify(self, request: HttpRequest) -> WholeResponse:
+        ref = _ref(_body(request))
+        _make_check(request)()
+        return make_json(await self._service.verify(ref))
 
-    async def explain(request: HttpRequest) -> WholeResponse:
+    async def _list_files(self, request: HttpRequest) -> WholeResponse:
+        return make_json(self._service.list_files(_ref(_body(request))))
+
+    async def _explain(self, request: HttpRequest) -> WholeResponse:
         body = _body(request)
         if "pod" in body:
-            return make_json(await explanations.explain_pod(_text(body, "pod")))
-        return make_json(await explanations.explain_version(_ref(body)))
+            return make_json(await self._explanations.explain_pod(_text(body, "pod")))
+        return make_json(await self._explanations.explain_version(_ref(body)))
 
-    async def list_waiting(_request: HttpRequest) -> WholeResponse:
-        return make_json({"pods": service.list_waiting(), "disk": service.describe_disk()})
+    async def _list_waiting(self, _request: HttpRequest) -> WholeResponse:
+        return make_json({"pods": self._service.list_waiting(), "disk": self._service.describe_disk()})
 
-    async def begin_import(request: HttpRequest) -> Upgrade:
+    async def _begin_import(self, request: HttpRequest) -> Upgrade:
         body = _body(request)
         ref, replace = _ref(body), _flag(body, "replace")
         if request.headers.get("upgrade", "").lower() != PROTOCOL:
             raise _bad(f"expected `Upgrade: {PROTOCOL}`, found {request.headers.get('upgrade')!r}")
-        if (trouble := service.find_disk_error()) is not None:
+        if (trouble := self._service.find_disk_error()) is not None:
             raise trouble
-        imports.require_room()
-        return Upgrade(PROTOCOL, partial(imports.receive, ref, replace=replace))
-
-    commands = {"pull": pull, "gc": gc, "pin": pin, "unpin": unpin, "verify": verify}
-    told = {name: _answer_once_told(service, each) for name, each in commands.items()}
-    routes = {("POST", f"/v1/{name}"): _answer_while_disk_hangs(service, each) for name, each in told.items()}
-    routes["POST", "/v1/import"] = begin_import
-    routes["POST", "/v1/files"] = list_files
-    routes["POST", "/v1/explain"] = explain  # also while the disk hangs: that may be the answer
-    routes["GET", "/v1/pull/*"] = _answer_while_disk_hangs(service, get_pull)
-    routes["GET", "/v1/status"] = make_status_handler(service.make_status)
-    routes["GET", "/v1/waiting"] = list_waiting
-    return make_router(routes)
+        self._imports.require_room()
+        return Upgrade(PROTOCOL, partial(self._imports.receive, ref, replace=replace))
 
 
 def _answer_once_told(service: DaemonService, command: Handler) -> Handler:
