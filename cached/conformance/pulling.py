@@ -21,7 +21,7 @@ from cached.fetch.bodies.local_file import LocalBody
 from cached.fetch.bodies.stream_body import StreamBody
 from cached.fetch.download import Download
 from cached.fetch.resolving.locator import Locator
-from cached.fetch.version import blob_spec
+from cached.fetch.resolving.wanted_files import blob_spec
 from cached.fetch.workers import Workers, WorkerSettings
 from cached.sources.base import Source
 from cached.store import recovery

@@ -48,6 +48,8 @@ from cached.daemon.service import DaemonService
 from cached.fetch.downloads import Downloads
 from cached.fetch.pool.node import PoolNode
 from cached.fetch.pool.published_chains import PublishedChains
+from cached.fetch.resolving.comparison import SourceComparer
+from cached.fetch.resolving.lister import SourceLister
 from cached.fetch.trace import NoFetchTrace
 from cached.fetch.version import VersionFetches
 from cached.fetch.workers import PEER_HTTP, Workers, WorkerSettings
@@ -288,7 +290,9 @@ async def _work(
     publisher.report_published()
     joining = open_pool(config.pool, node.layout, lambda: cluster.labels, node.metrics.add_peers, tls)
     pool = await _join_pool(stack, node, joining)
-    fetches = _make_fetches(node, config, client, downloads, publisher, cold_starts, pool)
+    list_timeout_s = _LISTING_STALLS * config.stall_timeout_s
+    lister = SourceLister(lambda uri: open_source(uri, client), node.metrics, list_timeout_s)
+    fetches = _make_fetches(node, client, lister, downloads, publisher, cold_starts, pool)
     reconciler = _make_reconciler(node, config, downloads, fetches, publisher)
     reconciler.resume(_adopt_statuses(remains.statuses, status_files, node.inventory, remains.lost))
     await status_files.flushed()  # none says `ready` any more of what is not here, before a client may ask
@@ -327,7 +331,8 @@ async def _work(
         node.metrics.add_scrub(scrub.compute_oldest_age_s, config.scrub_period_s)
         tasks["scrub"] = scrub.run()
     if config.resolve_interval_s is not None:
-        tasks["freshness"] = PeriodicResolve(reconciler, fetches, config.resolve_interval_s).run()
+        comparer = SourceComparer(node.layout, node.blocking, lister, publisher.find_published)
+        tasks["freshness"] = PeriodicResolve(reconciler, comparer, config.resolve_interval_s).run()
     leave: Callable[[], Awaitable[None]] | None = None
     if node.volumes is not None:
         planner = _VolumePlanner(reconciler, catalog)
@@ -458,8 +463,8 @@ async def _join_pool(
 
 def _make_fetches(
     node: _OpenedNode,
-    config: Config,
     client: HttpClient,
+    lister: SourceLister,
     downloads: Downloads,
     publisher: Publisher,
     cold_starts: ColdStarts | None,
@@ -475,8 +480,7 @@ def _make_fetches(
         blocking=node.blocking,
         observer=node.metrics,
         trace=cold_starts or NoFetchTrace(),
-        open_source=lambda uri: open_source(uri, client),
-        listing_timeout_s=_LISTING_STALLS * config.stall_timeout_s,
+        lister=lister,
         pool=pool,
         published=PublishedChains(client),
     )

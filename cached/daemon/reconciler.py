@@ -48,7 +48,8 @@ from cached.core.versions.table import VersionTable
 from cached.daemon.metrics import DaemonMetrics
 from cached.daemon.outcomes import VersionStatuses
 from cached.fetch.downloads import Downloads
-from cached.fetch.version import Published, SourceComparison, VersionFetches
+from cached.fetch.resolving.comparison import SourceComparison
+from cached.fetch.version import Published, VersionFetches
 from cached.node.cluster import Cluster
 from cached.node.inventory import Inventory, list_entries
 from cached.node.log_once import LogOnce

@@ -10,27 +10,23 @@ import asyncio
 import io
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import ParamSpec, Protocol, TypeVar
-from urllib.parse import urlsplit
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent, Transient
-from cached.contract.layout import Layout, ingest_id
-from cached.contract.manifest import FileEntry, Manifest
+from cached.contract.layout import Layout
+from cached.contract.manifest import Manifest
 from cached.contract.program import limits
 from cached.contract.reference import ModelRef
 from cached.contract.status import State, Verdict, timestamp
-from cached.core.catalog import CatalogVersion
 from cached.core.demand import Want
 from cached.core.listing import Listing, RemoteFile
 from cached.core.selection.indexes import read_indexes
 from cached.core.selection.presets import NO_INDEXES, Indexes
 from cached.core.space import FetchSpace, Ledger, NoSpace
-from cached.core.versions.record import PinMismatch
 from cached.fetch.attempt import BlobSpec, Verified
 from cached.fetch.download import Download, DownloadMetrics
 from cached.fetch.downloads import Downloads, DownloadSpace
@@ -38,19 +34,30 @@ from cached.fetch.pool.held_version import Holders, VersionAtPeers
 from cached.fetch.pool.node import PoolNode
 from cached.fetch.pool.published_chains import PublishedChains
 from cached.fetch.pool.version import VersionPool
+from cached.fetch.resolving.lister import ListingMetrics, SourceLister
 from cached.fetch.resolving.locator import Locator
 from cached.fetch.resolving.pinned import PinnedSource
 from cached.fetch.resolving.selection import (
     blob_reader,
     check_trust,
-    choose_earlier,
     choose_pinned,
-    choose_version,
     judge_blobs,
     list_indexes,
     report_left_out,
     report_verdict,
     rules_of,
+)
+from cached.fetch.resolving.wanted_files import (
+    WantedFile,
+    WantedFiles,
+    as_wanted,
+    assume_digests,
+    build_manifest,
+    check_pin,
+    compute_promised_digest,
+    list_unpromised,
+    select_earlier,
+    select_wanted,
 )
 from cached.fetch.sharing import share_files
 from cached.fetch.small_attempt import is_small
@@ -61,11 +68,10 @@ from cached.node.status_files import FetchProgress, StatusFiles
 from cached.node.threads import Blocking
 from cached.peers import chaining
 from cached.peers.pieces import PIECE_BYTES
-from cached.sources.base import Revalidating, Source
+from cached.sources.base import Source
 from cached.store import blobs, fetch_records
 from cached.store.disk.durable import disk_error
 from cached.store.fetch_records import FetchRecord, ManifestFrom
-from cached.store.ingest import IngestKey
 from cached.store.publication import Publication
 from cached.transport.connection.cancel import Cancellation, Cancelled
 from cached.transport.connection.thread_call import call_in_thread
@@ -84,11 +90,8 @@ _AT_A_TIME = 256  # downloads started, or left, in one turn of the event loop
 _NEWEST = 0.3  # the weight of the newest second in the displayed rate
 
 
-class FetchMetrics(DownloadMetrics, Protocol):
-    """The metrics of version fetches and their downloads."""
-
-    def resolved(self, kind: str) -> None:
-        """A source of this kind has listed a version, or confirmed its last listing."""
+class FetchMetrics(DownloadMetrics, ListingMetrics, Protocol):
+    """The metrics of version fetches: of their listings and their downloads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +127,7 @@ class _Resolved:
     fetch: _VersionFetch
     listing: Listing
     verdict: Verdict
-    wanted: tuple[_WantedFile, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _WantedFile:
-    """A file of the version at its source, and its blob."""
-
-    file: RemoteFile
-    spec: BlobSpec
+    wanted: WantedFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,20 +151,8 @@ class FileProgress:
     is_done: bool
 
 
-@dataclass(frozen=True, slots=True)
-class SourceComparison:
-    """A source's content, compared with the `held` digest; its own `digest` is None if unknown without a fetch. `tag`:
-    the listing's, None if only another listing can tell whether this one is still current."""
-
-    held: Digest
-    changed: bool
-    digest: Digest | None
-    tag: str | None
-
-
 class VersionFetches:
-    """The version fetches of this node; concurrent ones share downloads. `listing_timeout_s`: how long a source may
-    take to list its files."""
+    """The version fetches of this node; concurrent ones share downloads."""
 
     def __init__(
         self,
@@ -182,8 +165,7 @@ class VersionFetches:
         blocking: Blocking,
         observer: FetchMetrics,
         trace: FetchTrace,
-        open_source: Callable[[str], Source],
-        listing_timeout_s: float,
+        lister: SourceLister,
         pool: PoolNode | None = None,
         published: PublishedChains | None = None,
     ) -> None:
@@ -198,8 +180,7 @@ class VersionFetches:
         self._blocking = blocking
         self._observer = observer
         self._trace = trace
-        self._open_source = open_source
-        self._listing_timeout_s = listing_timeout_s
+        self._lister = lister
         self._running: dict[ModelRef, list[_Awaited]] = {}  # what each fetch waits for
 
     def list_files(self, ref: ModelRef) -> list[FileProgress]:
@@ -253,15 +234,15 @@ class VersionFetches:
                 resolved = await self._resolve(fetch)
             fetch, listing, wanted = resolved.fetch, resolved.listing, resolved.wanted
             if self._pool is not None:
-                digest = await self._compute(len(wanted), _promised_digest, wanted)
+                digest = await self._compute(len(wanted), compute_promised_digest, wanted)
                 fetch = replace(fetch, digest=digest, chains=listing.chains)
             verified = await self._fetch_blobs(fetch, wanted)
-            manifest = await self._compute(len(wanted), _build_manifest, wanted, verified)
+            manifest = await self._compute(len(wanted), build_manifest, wanted, verified)
             if want.pin not in (None, manifest.digest):
-                wanted = await self._compute(len(listing.files), _select_earlier, listing, fetch, manifest)
+                wanted = await self._compute(len(listing.files), select_earlier, listing, fetch.source, want, manifest)
                 verified = await self._fetch_blobs(fetch, wanted)
-                manifest = await self._compute(len(wanted), _build_manifest, wanted, verified)
-            _check_pin(want, manifest)
+                manifest = await self._compute(len(wanted), build_manifest, wanted, verified)
+            check_pin(want, manifest)
             size = manifest.total_bytes
             self._status_files.set_progress(want.ref, State.PUBLISHING, FetchProgress(size, size))
             ids = [each.spec.key.id for each in wanted if each.spec.sha256 is None]
@@ -271,7 +252,7 @@ class VersionFetches:
                 source=source.display,
                 revision=listing.revision,
                 resolved_at=resolved_at,
-                files=await self._compute(len(wanted), _unpromised, wanted, manifest),
+                files=await self._compute(len(wanted), list_unpromised, wanted, manifest),
                 verdict=resolved.verdict,
                 manifest_from=ManifestFrom.SOURCE if fetch.holders is None else ManifestFrom.PEERS,
             )
@@ -291,7 +272,7 @@ class VersionFetches:
     def _open(self, want: Want) -> tuple[Source, FetchRecord | None]:
         """Return the source, and the record of the version that has the name now."""
         before = fetch_records.read(self._layout, want.ref)
-        return self._open_source(want.source), before
+        return self._lister.open(want.source), before
 
     async def _resolve(self, fetch: _VersionFetch) -> _Resolved:
         """Return what the version consists of; raises `PinMismatch` if the promised digests of its source already
@@ -303,14 +284,16 @@ class VersionFetches:
             if held is not None:
                 return await self._resolve_held(fetch, held)
             try:
-                listing = await self._list(source)
+                listing = await self._lister.list(source)
             except Transient:
                 held = None if pin is None else await self._ask_pool(fetch, pin, PoolNode.search_version)
                 if held is None:
                     raise
                 return await self._resolve_held(fetch, held)
             indexes = await self._read_indexes(fetch, listing)
-            verdict, wanted = await self._compute(len(listing.files), _select, listing, fetch, indexes)
+            verdict, wanted = await self._compute(
+                len(listing.files), select_wanted, listing, source, fetch.want, indexes
+            )
             check_trust(fetch.want, source.display, [each.file for each in wanted])
             self._status_files.set_verdict(fetch.want.ref, verdict)
             report_verdict(fetch.want, verdict)
@@ -338,11 +321,11 @@ class VersionFetches:
         come from there."""
         want, source = fetch.want, fetch.source
         _log.info("%s: pinned: its manifest came from %s, not from %s", want.ref, held.given_by, source.display)
-        pinned = PinnedSource(source, held.manifest, lambda: self._list(source))
+        pinned = PinnedSource(source, held.manifest, partial(self._lister.list, source))
         fetch = replace(fetch, source=pinned, holders=held.holders)
         listing = await pinned.resolve()
         chosen = await self._compute(len(listing.files), choose_pinned, listing)
-        wanted = await self._compute(len(listing.files), _wanted, listing, fetch, chosen.files)
+        wanted = await self._compute(len(listing.files), as_wanted, listing, pinned, chosen.files)
         self._status_files.set_verdict(want.ref, chosen.verdict)
         report_verdict(want, chosen.verdict)
         return _Resolved(fetch, listing, chosen.verdict, wanted)
@@ -354,55 +337,11 @@ class VersionFetches:
         if not first:
             return NO_INDEXES
         check_trust(fetch.want, fetch.source.display, first)
-        wanted = tuple(_WantedFile(file, blob_spec(file, fetch.source, listing.identity)) for file in first)
+        wanted = as_wanted(listing, fetch.source, first)
         found = await self._fetch_blobs(replace(fetch, got_space=_do_nothing), wanted)
         reader = blob_reader(self._layout, {path: blob.sha256 for path, blob in found.items()})
         sizes = {path: blob.size for path, blob in found.items()}
         return await self._blocking.run(read_indexes, rules.preset, sizes, reader)
-
-    async def compare_source(self, entry: CatalogVersion, last: SourceComparison | None) -> SourceComparison | None:
-        """Compare a version of this node with its source's listing, without fetching files; raises `HoldfastError`.
-        `last`: the last comparison of this `entry`, which a conditional request may confirm. Return None if this node
-        does not have the version."""
-        held = self._publisher.find_published(entry.ref)
-        if held is None:
-            return None
-        source = await self._blocking.run(self._open_source, entry.source)
-        try:
-            if last is not None and last.held == held[0].digest and await self._is_current(source, last.tag):
-                return last
-            listing = await self._list(source)
-            record = await self._blocking.run(fetch_records.read, self._layout, entry.ref)
-            known = {} if record is None else record.files
-            indexes = await self._blocking.run(self._held_indexes, entry, listing, held[1], known)
-            compare = partial(
-                _compare,
-                moved=record is not None and _has_moved(record.revision, listing.revision),
-                listed=record is None or record.manifest_from is ManifestFrom.SOURCE,
-            )
-            return await self._blocking.run(compare, entry, listing, source.display, held[1], known, indexes)
-        except HoldfastError as error:
-            self._observer.fetch_failed(source.kind, error.code)
-            raise
-        finally:
-            await source.aclose()
-
-    def _held_indexes(
-        self, entry: CatalogVersion, listing: Listing, manifest: Manifest, known: Mapping[str, str]
-    ) -> Indexes:
-        """Return what the held indexes say, of those that are the listed ones. One that changed is a change anyway."""
-        rules = rules_of(entry)
-        held = {file.path: file for file in manifest.files}
-        same = [
-            file.path
-            for file in list_indexes(listing, rules)
-            if file.path in held
-            and held[file.path].sha256 == (file.sha256 or known.get(_partial_id(file, listing.identity)))
-        ]
-        if not same:
-            return NO_INDEXES
-        reader = blob_reader(self._layout, {path: held[path].sha256 for path in same})
-        return read_indexes(rules.preset, {path: held[path].size for path in same}, reader)
 
     async def _compute(self, files: int, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function of so many files that waits for nothing: on a thread, unless the thread call would cost more
@@ -411,36 +350,7 @@ class VersionFetches:
             return function(*args, **kwargs)
         return await self._blocking.run(function, *args, **kwargs)
 
-    async def _is_current(self, source: Source, tag: str | None) -> bool:
-        """Return whether the listing with this tag is confirmed."""
-        if tag is None or not isinstance(source, Revalidating):
-            return False
-        async with self._limited(source):
-            is_current = await source.is_current(tag)
-        if is_current:
-            self._observer.resolved(source.kind)
-        return is_current
-
-    async def _list(self, source: Source) -> Listing:
-        async with self._limited(source):
-            listing = await source.resolve()
-        self._observer.resolved(source.kind)
-        return listing
-
-    @asynccontextmanager
-    async def _limited(self, source: Source) -> AsyncIterator[None]:
-        """Limit the time that a source has to list a version."""
-        try:
-            async with asyncio.timeout(self._listing_timeout_s):
-                yield
-        except TimeoutError as error:
-            raise Transient(
-                "stalled",
-                f"{source.display}: not listed within {self._listing_timeout_s:g} s",
-                "it is tried again; if it goes on, look at the source's server, or raise --stall-timeout",
-            ) from error
-
-    async def _fetch_blobs(self, fetch: _VersionFetch, wanted: tuple[_WantedFile, ...]) -> dict[str, Verified]:
+    async def _fetch_blobs(self, fetch: _VersionFetch, wanted: WantedFiles) -> dict[str, Verified]:
         """Join or start the download of each missing blob, and wait for all; return every file's blob, by path."""
         ref = fetch.want.ref
         known_digests = await self._find_known_digests(fetch, wanted)
@@ -488,7 +398,7 @@ class VersionFetches:
                 pool.leave()
         return known | {each.spec.name: each.result.result() for each in awaited}
 
-    async def _find_known_digests(self, fetch: _VersionFetch, wanted: tuple[_WantedFile, ...]) -> Mapping[str, str]:
+    async def _find_known_digests(self, fetch: _VersionFetch, wanted: WantedFiles) -> Mapping[str, str]:
         """Return the known sha256 of listed files that were fetched before, by ingest id. A version that an older
         release published has no record: it counts as the listed one if its status has this source and all paths and
         sizes agree. Not from a web server whose content may depend on a query or a user: a status shows neither."""
@@ -500,7 +410,7 @@ class VersionFetches:
             return {}
         if fetch.source.kind == "http" and not set("?@").isdisjoint(fetch.want.source):
             return {}
-        return await self._blocking.run(_assume_digests, held[1], wanted)
+        return await self._blocking.run(assume_digests, held[1], wanted)
 
     async def _leave(self, ref: ModelRef, awaited: list[_Awaited]) -> None:
         ending: set[asyncio.Future[Verified]] = set()
@@ -521,7 +431,7 @@ class VersionFetches:
         return NoSpace(needed, min(needed, sum(self.stake(ref).left.values())), self._ledger.compute_use())
 
     def _join_pool(
-        self, wanted: Sequence[_WantedFile], known: Mapping[str, Verified], holders: Holders | None
+        self, wanted: Sequence[WantedFile], known: Mapping[str, Verified], holders: Holders | None
     ) -> VersionPool | None:
         """Fetch the large blobs of known sha256 with the other nodes, if there are any."""
         sizes = {
@@ -533,7 +443,7 @@ class VersionFetches:
             return None
         return self._pool.join(sizes, sizes.keys() & {verified.sha256 for verified in known.values()}, holders)
 
-    async def _take_published(self, fetch: _VersionFetch, pool: VersionPool, missing: Sequence[_WantedFile]) -> None:
+    async def _take_published(self, fetch: _VersionFetch, pool: VersionPool, missing: Sequence[WantedFile]) -> None:
         """Have the pieces of missing blobs checked by the chaining values at the source, if they are there."""
         is_cut = any((each.spec.key.size or 0) > PIECE_BYTES for each in missing)
         if self._published is not None and fetch.chains is not None and is_cut and chaining.is_available():
@@ -542,7 +452,7 @@ class VersionFetches:
     async def _start(
         self,
         fetch: _VersionFetch,
-        missing: Sequence[_WantedFile],
+        missing: Sequence[WantedFile],
         awaited: list[_Awaited],
         pool: VersionPool | None,
         received: Mapping[str, bytes],
@@ -551,7 +461,7 @@ class VersionFetches:
         `received`: blobs that other nodes sent already, by sha256."""
         ref, allotments = fetch.want.ref, dict[str, DownloadSpace]()
         async with self._downloads.starting:
-            new: dict[str, list[_WantedFile]] = {}  # two files may have the same content
+            new: dict[str, list[WantedFile]] = {}  # two files may have the same content
             for each in missing:
                 joined = self._downloads.join(each.spec, ref, fetch.urgency())
                 if joined is None:
@@ -590,7 +500,7 @@ class VersionFetches:
             supply = self._pool.make_lone_supply(spec.sha256)
         return supply
 
-    def _choose_bundled(self, fetch: _VersionFetch, missing: Sequence[_WantedFile]) -> list[_WantedFile]:
+    def _choose_bundled(self, fetch: _VersionFetch, missing: Sequence[WantedFile]) -> list[WantedFile]:
         """Return the small files that other nodes are asked for together: a request for each would cost more than its
         bytes."""
         is_known = fetch.digest is not None or fetch.holders is not None
@@ -599,7 +509,7 @@ class VersionFetches:
         found = [each for each in missing if each.spec.sha256 and each.spec.key.size and is_small(each.spec)]
         return found if len(found) > 1 else []
 
-    async def _receive_small(self, fetch: _VersionFetch, wanted: Sequence[_WantedFile]) -> Mapping[str, bytes]:
+    async def _receive_small(self, fetch: _VersionFetch, wanted: Sequence[WantedFile]) -> Mapping[str, bytes]:
         """Return those of these small files that nodes with the version sent, by sha256."""
         pool, digest = self._pool, fetch.digest
         sizes = {each.spec.sha256: each.spec.key.size for each in wanted if each.spec.sha256 and each.spec.key.size}
@@ -617,7 +527,7 @@ class VersionFetches:
             _log.warning("%s: small files come from the source: %s", fetch.want.ref, error or "other nodes are slow")
             return {}
 
-    async def _share_files(self, source: Source, wanted: Sequence[_WantedFile]) -> None:
+    async def _share_files(self, source: Source, wanted: Sequence[WantedFile]) -> None:
         """Share the bytes of the local files among `wanted`, whose space is reserved, before their downloads start."""
         local = []
         for each in wanted:
@@ -665,9 +575,7 @@ class VersionFetches:
             progress = FetchProgress(total, here + moved, rate, eta_s, from_peers)
             self._status_files.set_progress(ref, state, progress, trouble)
 
-    async def _find_committed(
-        self, wanted: tuple[_WantedFile, ...], known_digests: Mapping[str, str]
-    ) -> dict[str, Verified]:
+    async def _find_committed(self, wanted: WantedFiles, known_digests: Mapping[str, str]) -> dict[str, Verified]:
         """Return the committed blobs of these files, by path. All must be claimed."""
         specs = [each.spec for each in wanted]
         is_quick = len(specs) <= _FEW_FILES and not self._claims.deleting.locked()
@@ -706,41 +614,6 @@ def _error_for(ref: ModelRef, error: BaseException, awaited: list[_Awaited]) -> 
     return own
 
 
-def _select(listing: Listing, fetch: _VersionFetch, indexes: Indexes) -> tuple[Verdict, tuple[_WantedFile, ...]]:
-    """Return the version's files in the listing, and the verdict by their names. Slow for thousands of files: not for
-    an event loop."""
-    chosen = choose_version(listing, fetch.source.display, rules_of(fetch.want), indexes)
-    wanted = _wanted(listing, fetch, chosen.files)
-    if all(file.sha256 is not None and file.size is not None for file in chosen.files):
-        promised = Manifest.build(FileEntry(f.path, f.sha256 or "", f.size or 0) for f in chosen.files)
-        if fetch.want.pin not in (None, promised.digest):
-            wanted = _select_earlier(listing, fetch, promised)
-    return chosen.verdict, wanted
-
-
-def _select_earlier(listing: Listing, fetch: _VersionFetch, manifest: Manifest) -> tuple[_WantedFile, ...]:
-    """Return the files that an earlier release would have chosen, where these may be what the pin names. Raises
-    `PinMismatch` if they certainly are not. `manifest` is that of the files that this release chooses."""
-    files = choose_earlier(listing, fetch.source.display, rules_of(fetch.want))
-    known = {entry.path: entry.sha256 for entry in manifest.files}
-    if files is None or known.keys() == {file.path for file in files}:
-        _check_pin(fetch.want, manifest)
-        files = ()
-    sizes = {entry.path: entry.size for entry in manifest.files}
-    sha256s = {file.path: file.sha256 or known.get(file.path) for file in files}
-    if all(sha256s.values()) and all((file.size or sizes.get(file.path)) is not None for file in files):
-        earlier = Manifest.build(
-            FileEntry(f.path, sha256s[f.path] or "", sizes.get(f.path, f.size or 0)) for f in files
-        )
-        if earlier.digest != fetch.want.pin:
-            _check_pin(fetch.want, manifest)
-    return _wanted(listing, fetch, files)
-
-
-def _wanted(listing: Listing, fetch: _VersionFetch, files: Sequence[RemoteFile]) -> tuple[_WantedFile, ...]:
-    return tuple(_WantedFile(file, blob_spec(file, fetch.source, listing.identity)) for file in files)
-
-
 def _do_nothing(_size_bytes: int, _files: int) -> None:
     """Say nothing of the space of an index: that of the whole version is reserved later."""
 
@@ -752,109 +625,3 @@ def _of_peer(spec: BlobSpec) -> BlobSpec:
 
 def _locate_content(content: bytes, _cancellation: Cancellation) -> Target:
     return StreamTarget(lambda _: io.BytesIO(content))
-
-
-def _promised_digest(wanted: tuple[_WantedFile, ...]) -> Digest | None:
-    """Return the digest of the version's manifest; None if the source does not promise all its files."""
-    specs = [each.spec for each in wanted]
-    if any(spec.sha256 is None or spec.key.size is None for spec in specs):
-        return None
-    return Manifest.build(FileEntry(spec.name, spec.sha256 or "", spec.key.size or 0) for spec in specs).digest
-
-
-def _build_manifest(wanted: tuple[_WantedFile, ...], verified: dict[str, Verified]) -> Manifest:
-    blobs_found = ((each.spec.name, verified[each.spec.name]) for each in wanted)
-    return Manifest.build(FileEntry(name, blob.sha256, blob.size) for name, blob in blobs_found)
-
-
-def blob_spec(file: RemoteFile, source: Source, identity: str) -> BlobSpec:
-    """Return what a download needs to know of a file. `identity`: the listing's. Connections are limited for each
-    `origin` of blobs."""
-    origin = source.kind if source.kind == "hf" else f"{source.kind}://{urlsplit(source.display).netloc}"
-    return BlobSpec(
-        name=file.path,
-        key=IngestKey(_partial_id(file, identity), file.sha256 or file.validator, file.size),
-        sha256=file.sha256,
-        git_oid=file.git_oid,
-        kind=source.kind,
-        origin=origin,
-        checksum=file.checksum,
-    )
-
-
-def _partial_id(file: RemoteFile, identity: str) -> str:
-    """Return the ingest id of a file: its promised sha256, else a hash of the source's object."""
-    return file.sha256 or ingest_id(identity, file.key, file.version)
-
-
-def _unpromised(wanted: tuple[_WantedFile, ...], manifest: Manifest) -> dict[str, str]:
-    """Return the sha256 of the files for which the source promised none, by ingest id."""
-    sha256s = {entry.path: entry.sha256 for entry in manifest.files}
-    return {
-        spec.key.id: sha256s[spec.name]
-        for spec in (each.spec for each in wanted)
-        if spec.sha256 is None and spec.key.validator  # without one, the object may have changed
-    }
-
-
-def _assume_digests(manifest: Manifest, wanted: tuple[_WantedFile, ...]) -> dict[str, str]:
-    """Return the same for a version without a record, if the listing has its paths and sizes; else nothing."""
-    sha256s = {(entry.path, entry.size): entry.sha256 for entry in manifest.files}
-    specs = [each.spec for each in wanted]
-    if {(spec.name, spec.key.size) for spec in specs} != sha256s.keys():
-        return {}
-    return {spec.key.id: sha256s[spec.name, spec.key.size or 0] for spec in specs if spec.sha256 is None}
-
-
-def _compare(
-    entry: CatalogVersion,
-    listing: Listing,
-    display: str,
-    manifest: Manifest,
-    known: Mapping[str, str],
-    indexes: Indexes,
-    *,
-    moved: bool,
-    listed: bool,
-) -> SourceComparison:
-    """Compare a listing with the published manifest. A file without a sha256 is unchanged if its validator is; one
-    without a validator too, or of a version that was not `listed` when it was fetched, if its size is, unless the
-    source's name `moved` to something else. A version with the files that an earlier release chose stays as it is."""
-    files = choose_version(listing, display, rules_of(entry), indexes).files
-    here = {file.path: file for file in manifest.files}
-    if here.keys() != {file.path for file in files}:
-        earlier = choose_earlier(listing, display, rules_of(entry))
-        if earlier is not None and here.keys() == {file.path for file in earlier}:
-            files = earlier
-    sha256s = {file.path: file.sha256 or known.get(_partial_id(file, listing.identity)) for file in files}
-    changed = here.keys() != sha256s.keys() or any(
-        file.size not in (None, here[file.path].size)
-        or (
-            sha256s[file.path] != here[file.path].sha256
-            and (moved or (_tells_changes(file) if listed else file.sha256 is not None))
-        )
-        for file in files
-    )
-    digest = None
-    if changed and all(file.size is not None and sha256s[file.path] for file in files):
-        digest = Manifest.build(FileEntry(f.path, sha256s[f.path] or "", f.size or 0) for f in files).digest
-    return SourceComparison(manifest.digest, changed, digest, listing.tag)
-
-
-def _tells_changes(file: RemoteFile) -> bool:
-    return bool(file.sha256 or file.validator)
-
-
-def _has_moved(before: str | None, now: str | None) -> bool:
-    """Return whether a moving name leads to something else than when the version was fetched."""
-    return before is not None and now is not None and before != now
-
-
-def _check_pin(want: Want, manifest: Manifest) -> None:
-    if want.pin is not None and manifest.digest != want.pin:
-        raise PinMismatch(
-            f"{want.ref}: the manifest digest",
-            f"{want.pin} (the pin)",
-            f"{manifest.digest} (at the source)",
-            "correct the pin, or publish the content that the pin names; nothing was published",
-        )

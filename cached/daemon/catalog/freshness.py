@@ -15,7 +15,7 @@ from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
 from cached.core.catalog import CatalogVersion
 from cached.daemon.reconciler import Reconciler
-from cached.fetch.version import SourceComparison, VersionFetches
+from cached.fetch.resolving.comparison import SourceComparer, SourceComparison
 from cached.node.log_once import LogOnce
 
 _log = logging.getLogger(__name__)
@@ -27,9 +27,9 @@ _JITTER = 0.2
 class PeriodicResolve:
     """Resolves each unpinned version once in about `interval_s` seconds."""
 
-    def __init__(self, reconciler: Reconciler, fetches: VersionFetches, interval_s: float) -> None:
+    def __init__(self, reconciler: Reconciler, comparer: SourceComparer, interval_s: float) -> None:
         self._reconciler = reconciler
-        self._fetches = fetches
+        self._comparer = comparer
         self._interval_s = interval_s
         self._due: dict[ModelRef, float] = {}  # on the monotonic clock
         self._last: dict[ModelRef, tuple[CatalogVersion, SourceComparison]] = {}
@@ -55,7 +55,7 @@ class PeriodicResolve:
             return  # no longer resolvable
         last_entry, last = self._last.pop(ref, (None, None))
         try:
-            found = await self._fetches.compare_source(entry, last if last_entry == entry else None)
+            found = await self._comparer.compare(entry, last if last_entry == entry else None)
         except HoldfastError as error:
             self._log_once.log_error(f"{ref}: looking whether its source changed", str(error), ref)
             return

@@ -37,6 +37,7 @@ from cached.fetch import downloads
 from cached.fetch.attempt import Verified
 from cached.fetch.download import Download
 from cached.fetch.downloads import Downloads, DownloadSpace
+from cached.fetch.resolving.lister import SourceLister
 from cached.fetch.trace import NoFetchTrace
 from cached.fetch.version import VersionFetches
 from cached.node import inventory, threads
@@ -421,8 +422,7 @@ class Node:
             publisher=self.publisher,
             blocking=pool,
             observer=metrics,
-            open_source=self.origin.open,
-            listing_timeout_s=600.0,
+            lister=SourceLister(self.origin.open, metrics, 600.0),
         )
         self.reconciler = Reconciler(
             status_files=self.status_files,
