@@ -33,6 +33,7 @@ from cached.core.eviction import list_freed
 from cached.core.space import Ledger, NoSpace, Reservation
 from cached.daemon.catalog.catalog_file import CatalogFile
 from cached.daemon.metrics import DaemonMetrics
+from cached.daemon.node_state import NodeState
 from cached.daemon.reconciler import Reconciler
 from cached.fetch.attempt import AttemptResources
 from cached.fetch.downloads import DownloadSpace
@@ -68,6 +69,7 @@ class Imports:
         status_files: StatusFiles,
         blocking: Blocking,
         metrics: DaemonMetrics,
+        state: NodeState,
         reconciler: Reconciler,
         resources: AttemptResources,
         catalog: CatalogFile,
@@ -79,6 +81,7 @@ class Imports:
         self._status_files = status_files
         self._blocking = blocking
         self._metrics = metrics
+        self._state = state
         self._reconciler = reconciler
         self._resources = resources
         self._catalog = catalog
@@ -161,7 +164,7 @@ class Imports:
     def _check(self, ref: ModelRef, digest: Digest, *, replace: bool) -> CatalogVersion | None:
         """Return the catalog's entry of the version, if any; raises `HoldfastError` where it forbids this content, or
         the node has other content."""
-        entry = self._reconciler.find_entry(ref)
+        entry = self._state.find_entry(ref)
         if entry is not None and entry.digest not in (None, digest):
             raise DigestMismatch(
                 f"{ref}: the digest of the archive",
@@ -215,7 +218,7 @@ class Imports:
             return True
         await self._reconciler.update_leases()
         victims = self._reconciler.list_evictable()
-        most = sum(list_freed(victims, self._reconciler.list_inventory()))
+        most = sum(list_freed(victims, self._state.list_inventory()))
         if self._ledger.compute_use().free + most < short.needed_bytes:
             return False
         for victim in victims:

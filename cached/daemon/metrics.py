@@ -7,8 +7,7 @@ codes, and the versions that are on this node or in its catalog. Nothing is crea
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator
 
 from prometheus_client import (
     CollectorRegistry,
@@ -32,6 +31,7 @@ from cached.contract.status import ModelStatus, State
 from cached.core.demand import count_waiting, count_waiting_by_version
 from cached.core.space import SpaceUse
 from cached.daemon.catalog.catalog_file import CatalogInForce
+from cached.daemon.node_state import NodeState
 from cached.fetch.workers import Workers
 from cached.node.cluster import Cluster
 from cached.node.inventory import Inventory
@@ -152,26 +152,6 @@ class DaemonMetrics:
         return Histogram(metric.name, metric.help, metric.labels, buckets=metric.buckets, registry=self.registry)
 
 
-class Planning(Protocol):
-    """The reconciler, as far as figures need it."""
-
-    def is_known(self, ref: ModelRef) -> bool:
-        """Return whether metrics may name a version."""
-
-    def count_fetches(self) -> Mapping[str, int]:
-        """Return the number of fetches that have not ended, by state."""
-
-    def compute_short_bytes(self, free: int) -> int:
-        """Return the bytes that must become free beside those `free` now before the fetches that are short of space
-        can go on."""
-
-    def count_refused(self) -> Mapping[str, int]:
-        """Return the number of pods that are refused, by code."""
-
-    def list_waits(self) -> Mapping[ModelRef, float]:
-        """Return how long a pod has waited for each version for which one waits, in seconds."""
-
-
 class NodeFigures:
     """The figures of the node, as text. `get_catalog` returns the catalog in force, and whether its file is
     unusable."""
@@ -181,7 +161,7 @@ class NodeFigures:
         inventory: Inventory,
         cluster: Cluster,
         workers: Workers,
-        planning: Planning,
+        state: NodeState,
         *,
         compute_use: Callable[[], SpaceUse],
         get_catalog: Callable[[], tuple[CatalogInForce | None, bool]],
@@ -189,7 +169,7 @@ class NodeFigures:
         self._inventory = inventory
         self._cluster = cluster
         self._workers = workers
-        self._planning = planning
+        self._state = state
         self._compute_use = compute_use
         self._get_catalog = get_catalog
         self._cluster_metrics = {metric.name.removeprefix("holdfast_"): metric for metric in table.CLUSTER}
@@ -205,15 +185,15 @@ class NodeFigures:
             yield table.STORE_BYTES.sample(size, state)
         yield from _gauge(table.STORE_CAPACITY, use.capacity)
         yield from _gauge(table.STORE_FREE, use.free)
-        yield from _gauge(table.SPACE_SHORT, self._planning.compute_short_bytes(use.free))
+        yield from _gauge(table.SPACE_SHORT, self._state.compute_short_bytes(use.free))
         yield from _gauge(table.FETCH_IN_PROGRESS, self._workers.in_progress())
-        counts = self._planning.count_fetches()
+        counts = self._state.count_fetches()
         yield table.FETCHES.head()
         for state in FETCH_STATES:
             yield table.FETCHES.sample(counts.get(state, 0), state)
         yield from _gauge(table.PODS_WAITING, count_waiting(self._cluster.pods(), self._inventory.models))
         yield table.PODS_REFUSED.head()
-        for code, pods in sorted(self._planning.count_refused().items()):
+        for code, pods in sorted(self._state.count_refused().items()):
             yield table.PODS_REFUSED.sample(pods, code)
         yield from self._render_catalog()
         for name, value in self._cluster.figures().items():
@@ -235,11 +215,11 @@ class VersionFigures:
     """The figures of each version, as text: thousands of series, which objects of prometheus_client would make in
     twice the time."""
 
-    def __init__(self, inventory: Inventory, status_files: StatusFiles, cluster: Cluster, planning: Planning) -> None:
+    def __init__(self, inventory: Inventory, status_files: StatusFiles, cluster: Cluster, state: NodeState) -> None:
         self._inventory = inventory
         self._status_files = status_files
         self._cluster = cluster
-        self._planning = planning
+        self._state = state
         self._split: dict[ModelRef, HeldBytes] = {}
         self._split_at = -1  # the number of changes of the inventory then
         self._heads = {metric.name: metric.head() for metric in table.VERSIONS}
@@ -249,10 +229,10 @@ class VersionFigures:
         lines = {name: [head] for name, head in self._heads.items()}
         self._update_split()
         pods = count_waiting_by_version(self._cluster.pods(), self._inventory.models)
-        waits, now = self._planning.list_waits(), time.time()
+        waits, now = self._state.list_waits(), time.time()
         for status in self._status_files.all():
             ref = ModelRef(status.model, status.version)
-            if not self._planning.is_known(ref):
+            if not self._state.is_known(ref):
                 continue
             labels = f'{{model="{ref.name}",version="{ref.version}"'  # safe characters only: none needs an escape
             self._add_status(lines, labels, ref, status)

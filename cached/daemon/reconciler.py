@@ -10,21 +10,19 @@ import asyncio
 import logging
 import random
 import secrets
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import TypeVar
 
 from cached.contract.digest import Digest
-from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.errors import HoldfastError, Transient
 from cached.contract.program.events import describe_error
 from cached.contract.program.logs import about
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.core import planner
-from cached.core.catalog import EMPTY_CATALOG, Catalog, CatalogVersion
+from cached.core.catalog import EMPTY_CATALOG, Catalog
 from cached.core.demand import (
     Demand,
     PodWant,
@@ -32,20 +30,15 @@ from cached.core.demand import (
     PullWant,
     Want,
     find_forbidden,
-    find_used,
-    is_kept,
-    unknown_model,
 )
-from cached.core.demand_index import DemandIndex
 from cached.core.eviction import InventoryEntry, by_age, count_excess
 from cached.core.planner import Evict, Preempt, Situation, SpaceStep, StartFetch, VersionStep
-from cached.core.pod_fills import PodFills, WaitingPod
 from cached.core.space import Ledger, NoInodes, NoSpace, Shortage
 from cached.core.versions import messages
 from cached.core.versions.messages import Event, Step
-from cached.core.versions.record import Blocked, Held, Pull, Queued, Version
-from cached.core.versions.table import VersionTable
+from cached.core.versions.record import Blocked, Pull
 from cached.daemon.metrics import DaemonMetrics
+from cached.daemon.node_state import NodeState
 from cached.daemon.outcomes import VersionStatuses
 from cached.fetch.downloads import Downloads
 from cached.fetch.resolving.comparison import SourceComparison
@@ -57,6 +50,8 @@ from cached.node.publisher import Publisher
 from cached.node.status_files import StatusFiles
 
 _log = logging.getLogger(__name__)
+_RETRY_S = 4.0  # of the fetches blocked on space
+_RETRIES_A_PLAN = 3
 _UNLISTED_PAUSE_S = 10.0  # without evictions: each tries to hold a lock while it asks, and gates wait for that
 
 T = TypeVar("T")
@@ -68,6 +63,7 @@ class Reconciler:
     def __init__(
         self,
         *,
+        state: NodeState,
         status_files: StatusFiles,
         inventory: Inventory,
         ledger: Ledger,
@@ -81,6 +77,7 @@ class Reconciler:
         high_watermark: float,
         low_watermark: float,
     ) -> None:
+        self._state = state
         self._status_files = status_files
         self._inventory = inventory
         self._ledger = ledger
@@ -92,18 +89,14 @@ class Reconciler:
         self._loop = loop
         self._clock = clock
         self._high, self._low = high_watermark, low_watermark
-        self._catalog: Catalog | None = None
-        self._versions = VersionTable(self._is_in_trouble)
+        self._versions = state.versions
         self._group = asyncio.TaskGroup()  # of the tries; `run` enters it
         self._is_running = False  # while it is, tries and timers may start
         self._tries: dict[ModelRef, asyncio.Task[Published | HoldfastError]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._index = DemandIndex()
-        self._demand = self._index.demand
+        self._demand = state.index.demand
         self._dirty: set[ModelRef] = set()  # versions with a change since their last plan
         self._all_dirty = True
-        self._planned_pods: Sequence[PodWant] | None = None
-        self._fills = PodFills()
         self._filled_at: tuple[Sequence[PodWant] | None, int, frozenset[str]] | None = (
             None  # the pods and the inventory at the last look
         )
@@ -115,11 +108,11 @@ class Reconciler:
         self._has_failed = False  # the last plan: the disk failed
         self._statuses = VersionStatuses(status_files, inventory)
 
-    # --- commands and reports --------------------------------------------------------------------------------------
+    # --- commands --------------------------------------------------------------------------------------------------
 
     def use_catalog(self, catalog: Catalog) -> None:
         """Put a catalog in force."""
-        self._catalog = catalog
+        self._state.catalog = catalog
         self.plan_all()
 
     def resume(self, pins: Mapping[ModelRef, Digest | None]) -> None:
@@ -132,40 +125,15 @@ class Reconciler:
         """Pull a version, with `refresh` although the node has it; forget its earlier failure. Return the pull."""
         pull = _make_pull(ref, pin, refresh=refresh)
         self._handle(ref, messages.Pulled(pull, ref in self._inventory.models))
-        self._refresh()
+        self.refresh()
         self._work.set()
-        if self._catalog is None and self._status_files.get(ref) is None:
+        if self._state.catalog is None and self._status_files.get(ref) is None:
             self._status_files.reset(ref, State.QUEUED, "", pin)
         return pull
 
-    def find_pull(self, id_: str) -> Pull | None:
-        """Return the pull of this id; None for an unknown or an old one."""
-        return self._versions.find_pull(id_)
-
-    def get_record(self, ref: ModelRef) -> Version:
-        """Return the record of a version, for reports: who waits for it, and since when on the reconciler's clock."""
-        return self._versions.get(ref)
-
-    def refresh_record(self, ref: ModelRef) -> Version:
-        """Return the record, after what pods, catalog and time changed is carried out."""
-        self._refresh()
-        return self.get_record(ref)
-
-    def list_resolvable(self) -> list[ModelRef]:
-        """Return the versions with a catalog entry that `find_resolvable` returns."""
-        return [ref for ref in self._inventory.models if self.find_resolvable(ref) is not None]
-
-    def find_resolvable(self, ref: ModelRef) -> CatalogVersion | None:
-        """Return the catalog's entry of a version whose source may change: on the node as the catalog asks for it,
-        unpinned, not being fetched. Else None."""
-        inventory, entry = self._inventory, (self._catalog or EMPTY_CATALOG).find(ref)
-        if entry is None or entry.digest is not None or ref in self._versions.fetching or ref not in inventory.models:
-            return None
-        return entry if inventory.fetched[ref].request == entry.request else None
-
     def record_comparison(self, ref: ModelRef, found: SourceComparison) -> None:
         """Record whether a source has other content now, and fetch that if the catalog says `follow`."""
-        inventory, entry = self._inventory, self.find_resolvable(ref)
+        inventory, entry = self._inventory, self._state.find_resolvable(ref)
         if entry is None or inventory.models[ref] != found.held:
             return  # the name moved since
         if not found.changed:
@@ -198,54 +166,12 @@ class Reconciler:
         self._sweep_is_due = True
         self.resume(dict.fromkeys(await self._publisher.restore((digest,))))
 
-    def find_entry(self, ref: ModelRef) -> CatalogVersion | None:
-        """Return the catalog's entry of a version; None without one. Raises `Transient` (`no_catalog`) before there is
-        a catalog."""
-        if self._catalog is None:
-            raise Transient("no_catalog", "the catalog is not read yet", "import again in a moment")
-        return self._catalog.find(ref)
-
-    @property
-    def catalog(self) -> Catalog | None:
-        """The catalog in force; None before the first one."""
-        return self._catalog
-
-    def find_want(self, ref: ModelRef) -> Want | None:
-        """Return the want of a version; None where nothing on this node wants it."""
-        return self._demand.wants.get(ref)
-
-    def find_refusal(self, ref: ModelRef) -> HoldfastError | None:
-        """Return why all that ask for a version are refused, if they are."""
-        return self._demand.refused.get(ref)
-
-    def find_refused_pins(self, ref: ModelRef) -> Mapping[Digest, HoldfastError]:
-        """Return the errors of the pins of a version that cannot be met."""
-        return self._index.get_verdicts(ref)
-
-    def count_ahead(self, ref: ModelRef) -> int:
-        """Return the number of queued fetches that run before that of `ref`."""
-        fetch = self._versions.get(ref).fetch
-        others = [self._versions.get(other) for other in self._versions.fetching if other != ref]
-        queued = [other.state.fetch for other in others if isinstance(other.state, Queued)]
-        return 0 if fetch is None else sum(other.urgency < fetch.urgency for other in queued)
-
-    def find_need(self, ref: ModelRef) -> tuple[int, int] | None:
-        """Return the bytes that must be free for a fetch blocked on space, and those that are; None for another one or
-        if the disk fails."""
-        state = self._versions.get(ref).state
-        if not isinstance(state, Blocked):
-            return None
-        try:
-            return self._compute_shortage(ref, state).bytes, self._ledger.compute_use().free
-        except Transient:
-            return None
-
     def adopt_import(self, ref: ModelRef) -> None:
         """Stop the fetch of a version that was published without one, show it ready, and answer who waits for it."""
         if ref in self._versions.fetching:
             self._handle(ref, planner.Cancel(ref))
         else:
-            self._statuses.show_idle(self._versions.get(ref), self._catalog)
+            self._statuses.show_idle(self._versions.get(ref), self._state.catalog)
         self._dirty.add(ref)
         self._sweep_is_due = True
         self._work.set()
@@ -258,25 +184,43 @@ class Reconciler:
 
     def take_wants(self) -> None:
         """Plan for the present wants at once: afterwards the statuses tell what holds for them."""
-        self._refresh()
+        self.refresh()
         self._work.set()
 
     def is_fetched(self, ref: ModelRef) -> bool:
-        """Return whether a fetch of the version has not ended."""
-        return ref in self._versions.fetching
+        """Return whether a fetch of the version has not ended: its status is the fetch's."""
+        return self._state.is_fetched(ref)
 
     def show_settled(self, ref: ModelRef) -> None:
         """Show the status of a version whose files were hashed again, unless a fetch of it shows its own."""
         status = self._status_files.get(ref)
-        if not self.is_fetched(ref) and status is not None and status.state is State.VERIFYING:
-            self._statuses.show_idle(self._versions.get(ref), self._catalog)
+        if not self._state.is_fetched(ref) and status is not None and status.state is State.VERIFYING:
+            self._statuses.show_idle(self._versions.get(ref), self._state.catalog)
 
-    def find_forbidden(self, want: PodWant) -> HoldfastError | None:
-        """Return why the catalog does not give a version to the pod that wants it, None where it does; `Transient`
-        (`no_catalog`) before there is a catalog."""
-        if self._catalog is None:
-            return Transient("no_catalog", "the catalog is not read yet", "ask again in a moment")
-        return find_forbidden(self._catalog, want.ref, want.namespace)
+    def refresh(self) -> None:
+        """Update the demand, and carry out the steps of the versions that pods, catalog or time changed."""
+        if self._state.catalog is None:
+            return
+        self._carry_out(self._versions.pass_time(self._clock()))
+        self._update_pods()
+        self._update_demand(self._state.catalog)
+        held, records = self._inventory.models, self._versions.records
+        if self._all_dirty:
+            self._all_dirty = False
+            self._dirty.update(self._demand.wants, self._demand.refused, records, held)
+        dirty, self._dirty = self._dirty, set()
+        self._statuses.compare(dirty, self._state.catalog)
+        for ref in dirty:
+            verdicts, forbidden = self._state.index.get_verdicts(ref), self._state.index.get_forbidden(ref)
+            self._statuses.show_refusals(self._versions.get(ref), verdicts, forbidden)
+        updates = {ref: self._make_update(ref) for ref in dirty}
+        self._carry_out(self._versions.handle_all(updates, self._clock()))
+        for step in self._plan_versions(dirty):
+            self._apply(step)
+        self._update_demand(self._state.catalog)  # without the answered pulls
+        for ref in dirty:
+            self._statuses.show_pinned(self._versions.get(ref), self._state.catalog)
+        self._observe_fills()
 
     def wake(self) -> None:
         """Plan again: wants or the disk space may have changed."""
@@ -286,18 +230,6 @@ class Reconciler:
         """Plan every version again, not only the changed ones."""
         self._all_dirty = True
         self._work.set()
-
-    async def plan_unfinished(self) -> None:
-        """Look at the leases and plan everything again while a fetch has not ended, or space is short; call it
-        periodically: sources, leases and other programs on the disk send no event. Else do nothing."""
-        try:
-            is_tight = self._is_tight()
-        except HoldfastError:
-            is_tight = True
-        if is_tight:
-            await self.update_leases()
-        if is_tight or self._has_failed or self._versions.fetching:
-            self.plan_all()
 
     def end_pauses(self) -> None:
         """Retry all fetches: the disk accepts writes again."""
@@ -309,32 +241,12 @@ class Reconciler:
         fitting = [ref for ref, blocked in self._versions.blocked if self._fits(ref, blocked)]
         self._carry_out(self._versions.end_pauses(fitting, self._clock()))
 
-    def is_fetching(self) -> bool:
-        """Return whether a fetch has not ended."""
-        return bool(self._versions.fetching)
-
-    def is_known(self, ref: ModelRef) -> bool:
-        """Return whether the node or the catalog has this version, so that metrics may name it."""
-        return ref in self._inventory.models or (self._catalog or EMPTY_CATALOG).find(ref) is not None
-
-    def require_known(self, ref: ModelRef) -> None:
-        """Raise `Permanent` (`unknown_model`) unless the node or the catalog has this version; `Transient`
-        (`no_catalog`) if the node does not have it and there is no catalog yet."""
-        if self.is_known(ref):
-            return
-        if self._catalog is None:
-            message = f"{ref} is not on this node, and the catalog is not read yet"
-            raise Transient("no_catalog", message, "ask again in a moment")
-        raise unknown_model(self._catalog, ref)
-
-    def is_kept(self, ref: ModelRef) -> bool:
-        """Return whether the catalog keeps this version from eviction."""
-        return self._catalog is not None and is_kept(self._catalog, ref, self._cluster.labels)
-
     def list_evictable(self) -> list[InventoryEntry]:
         """Return the versions without a want, a lease or a pin, least recently used first."""
-        self._refresh()
-        return by_age(entry for entry in self.list_inventory() if entry.evictable and not self.is_wanted(entry.ref))
+        self.refresh()
+        return by_age(
+            entry for entry in self._state.list_inventory() if entry.evictable and not self._state.is_wanted(entry.ref)
+        )
 
     async def evict(self, ref: ModelRef, digest: Digest, reason: str) -> int | None:
         """Evict one version unless it is in use; return the freed bytes, None if it stays."""
@@ -362,36 +274,6 @@ class Reconciler:
             self._retry_after_deletion()
         return freed
 
-    # --- figures ---------------------------------------------------------------------------------------------------
-
-    def count_fetches(self) -> Counter[str]:
-        """Return the number of fetches that have not ended, by state: `queued`, `running`, `paused`, `blocked`,
-        `stopping`, or `no_room` while nothing can be evicted for one that is short of space."""
-        return Counter(_name_fetch(self._versions.get(ref)) for ref in self._versions.fetching)
-
-    def compute_short_bytes(self, free: int) -> int:
-        """Return the bytes that must become free beside those `free` now before the fetches that are short of space
-        can go on."""
-        short = self._versions.short_of_space
-        needed = sum(max(0, version.needs_bytes - self._fetches.stake(version.ref).total()) for version in short)
-        return max(0, needed - free)
-
-    def list_waits(self) -> dict[ModelRef, float]:
-        """Return how long a pod has waited for each version for which one waits, in seconds."""
-        now = self._clock()
-        return {ref: now - since for ref, since in self._versions.waits.items()}
-
-    def count_refused(self) -> Counter[str]:
-        """Return the number of pods that a person must correct something for, by the code of the refusal."""
-        found = {(pod.uid, error.code) for pod in self._planned_pods or () if (error := self._find_refusal(pod))}
-        return Counter(code for _, code in found)
-
-    def _find_refusal(self, pod: PodWant) -> Permanent | None:
-        refused = self._index.get_forbidden(pod.ref).get(pod.namespace) or self._demand.refused.get(pod.ref)
-        if refused is None and pod.pin is not None:
-            return self._index.get_verdicts(pod.ref).get(pod.pin)
-        return refused
-
     # --- the loop --------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -407,7 +289,7 @@ class Reconciler:
                         await self._reconcile()
                         self._has_failed = False
                         self._log_once.log_recovery("planning")
-                    except HoldfastError as error:  # the disk fails: `plan_unfinished` plans again
+                    except HoldfastError as error:  # the disk fails: `run_retries` plans again
                         self._has_failed = True
                         self._log_once.log_error("planning", str(error))
             finally:
@@ -415,8 +297,28 @@ class Reconciler:
                 if self._timer is not None:
                     self._timer.cancel()
 
+    async def run_retries(self) -> None:
+        """Retry and plan periodically until cancelled: sources, leases and other programs on the disk send no event."""
+        while True:
+            for _ in range(_RETRIES_A_PLAN):
+                await asyncio.sleep(_RETRY_S)
+                self.retry_fitting()
+            await self._plan_unfinished()
+
+    async def _plan_unfinished(self) -> None:
+        """Look at the leases and plan everything again while a fetch has not ended, or space is short. Else do
+        nothing."""
+        try:
+            is_tight = self._is_tight()
+        except HoldfastError:
+            is_tight = True
+        if is_tight:
+            await self.update_leases()
+        if is_tight or self._has_failed or self._versions.fetching:
+            self.plan_all()
+
     async def _reconcile(self) -> None:
-        self._refresh()
+        self.refresh()
         if self._sweep_is_due and self._is_tight():
             await self.sweep()  # unused blobs go before versions
         await self._make_room()
@@ -425,7 +327,7 @@ class Reconciler:
         steps = self._plan_space()
         if any(isinstance(step, Evict) for step in steps):
             await self.update_leases()
-            self._refresh()
+            self.refresh()
             steps = self._plan_space()
         for step in steps:
             if isinstance(step, Preempt):
@@ -442,99 +344,57 @@ class Reconciler:
     def _has_unlisted(self) -> bool:
         """Return whether unused blobs may belong to a version whose files are still unknown."""
         claims = self._publisher.claims
-        return self._catalog is None or any(
-            not claims.has_claimed(ref) and not self._is_in_trouble(ref) for ref in self._versions.fetching
+        return self._state.catalog is None or any(
+            not claims.has_claimed(ref) and not self._state.is_in_trouble(ref) for ref in self._versions.fetching
         )
 
     def _is_tight(self) -> bool:
         return bool(self._versions.blocked) or count_excess(self._ledger.compute_use(), self._high, self._low) > 0
 
-    def _refresh(self) -> None:
-        """Update the demand, and carry out the steps of the changed versions."""
-        if self._catalog is None:
-            return
-        self._carry_out(self._versions.pass_time(self._clock()))
-        self._update_pods()
-        self._update_demand(self._catalog)
-        held, records = self._inventory.models, self._versions.records
-        if self._all_dirty:
-            self._all_dirty = False
-            self._dirty.update(self._demand.wants, self._demand.refused, records, held)
-        dirty, self._dirty = self._dirty, set()
-        self._statuses.compare(dirty, self._catalog)
-        for ref in dirty:
-            verdicts, forbidden = self._index.get_verdicts(ref), self._index.get_forbidden(ref)
-            self._statuses.show_refusals(self._versions.get(ref), verdicts, forbidden)
-        updates = {ref: self._make_update(ref) for ref in dirty}
-        self._carry_out(self._versions.handle_all(updates, self._clock()))
-        for step in self._plan_versions(dirty):
-            self._apply(step)
-        self._update_demand(self._catalog)  # without the answered pulls
-        for ref in dirty:
-            self._statuses.show_pinned(self._versions.get(ref), self._catalog)
-        self._observe_fills()
-
-    @property
-    def waiting_changes(self) -> int:
-        """A number that differs from an earlier one where `list_waiting` may."""
-        return self._fills.changes
-
-    def list_waiting(self) -> tuple[WaitingPod, ...]:
-        """Return the pods of this node that wait, each with its version, the longest first; times are monotonic."""
-        pods = self._cluster.pods()
-        records = {pod.ref: self._versions.get(pod.ref).waiting_since for pod in pods}
-        since = {ref: began for ref, began in records.items() if began is not None}
-        return self._fills.list_waiting(pods, self._inventory.models, since)
-
     def _observe_fills(self) -> None:
         """Observe the pods that have their weights now; nothing where pods, versions and mounts are as before."""
         unmounted = self._cluster.list_unmounted()
-        seen = self._planned_pods, self._inventory.changes, unmounted
+        seen = self._state.pods, self._inventory.changes, unmounted
         if not self._cluster.synced or seen == self._filled_at:
             return
         self._filled_at = seen
-        pods, models = self._planned_pods or (), self._inventory.models
-        for seconds in self._fills.update(pods, models, self._clock(), unmounted):
+        pods, models = self._state.pods or (), self._inventory.models
+        for seconds in self._state.fills.update(pods, models, self._clock(), unmounted):
             self._metrics.observe_pod_fill(seconds)
 
     def _update_pods(self) -> None:
         """Record the pods; a version that a pod wants is used by it."""
         pods = self._cluster.pods()
-        if pods == self._planned_pods and not self._all_dirty:
+        if pods == self._state.pods and not self._all_dirty:
             return
-        self.mark_used()  # by the pods until now, of which some may be gone
-        self._planned_pods = pods
+        self._state.mark_used()  # by the pods until now, of which some may be gone
+        self._state.pods = pods
         self._carry_out(self._versions.update_pods(pods, self._inventory.models, self._clock()))
-        self.mark_used()
-
-    def mark_used(self) -> None:
-        """Set the last use of the versions that pods want to now."""
-        for ref in find_used(self._planned_pods or (), self._inventory.models, self._catalog):
-            self._inventory.mark_used(ref)
+        self._state.mark_used()
 
     def _update_demand(self, catalog: Catalog) -> None:
         labels, versions = self._cluster.labels or {}, self._versions
-        self._dirty.update(self._index.update(catalog, labels, versions.records, versions.take_changed_asks()))
+        self._dirty.update(self._state.index.update(catalog, labels, versions.records, versions.take_changed_asks()))
 
     def _make_update(self, ref: ModelRef) -> messages.DemandUpdated:
         want, refused = self._demand.wants.get(ref), ref in self._demand.refused
-        return messages.DemandUpdated(want, refused, self._index.get_verdicts(ref), self._find_held(ref))
+        return messages.DemandUpdated(want, refused, self._state.index.get_verdicts(ref), self._state.find_held(ref))
 
     def _plan_versions(self, refs: Collection[ModelRef]) -> tuple[VersionStep, ...]:
         wants, versions = self._demand.wants, {ref: self._versions.get(ref) for ref in refs}
         return planner.plan_versions(
             Demand(_among(refs, wants), _among(refs, self._demand.refused)),
-            {ref for ref, version in versions.items() if version.is_met(wants.get(ref), self._find_held(ref))},
+            {ref for ref, version in versions.items() if version.is_met(wants.get(ref), self._state.find_held(ref))},
             _among(refs, self._versions.fetching),
             {ref: version.failure for ref, version in versions.items() if version.failure is not None},
         )
 
     def _plan_space(self) -> tuple[SpaceStep, ...]:
-        if self._catalog is None or not self._is_tight():
+        if self._state.catalog is None or not self._is_tight():
             return ()
         situation = Situation(
             demand=self._demand,
-            inventory=self.list_inventory(),
+            inventory=self._state.list_inventory(),
             fetching=self._versions.fetching,
             space=self._ledger.compute_use(),
             shortages={ref: self._compute_shortage(ref, blocked) for ref, blocked in self._versions.blocked},
@@ -596,9 +456,9 @@ class Reconciler:
             case messages.ShowFailed(ref, failure):
                 self._statuses.show_failed(ref, failure)
             case messages.ShowRefused(ref, refusal):
-                self._statuses.show_refused(self._versions.get(ref), refusal, self._catalog)
+                self._statuses.show_refused(self._versions.get(ref), refusal, self._state.catalog)
             case messages.ShowIdle(ref):
-                self._statuses.show_idle(self._versions.get(ref), self._catalog)
+                self._statuses.show_idle(self._versions.get(ref), self._state.catalog)
             case messages.CountWant(_, result):
                 self._metrics.count_request(result)
             case messages.CountWait(_, seconds):
@@ -647,7 +507,7 @@ class Reconciler:
         else:
             jitter = random.uniform(0.5, 1.0)  # noqa: S311 - jitter
             want = self._demand.wants.get(ref)
-            self._handle(ref, messages.TryFailed(outcome, jitter, self._find_held(ref), want))
+            self._handle(ref, messages.TryFailed(outcome, jitter, self._state.find_held(ref), want))
 
     def _stop_try(self, ref: ModelRef, *, preempted: bool) -> None:
         if preempted:
@@ -663,11 +523,6 @@ class Reconciler:
     def _get_priority(self, want: Want) -> Priority:
         """Return the current priority of a fetch."""
         return self._versions.fetching.get(want.ref, want).priority
-
-    def _is_in_trouble(self, ref: ModelRef) -> bool:
-        """Return whether the fetch of a version waits for its source after an error."""
-        status = self._status_files.get(ref)
-        return status is not None and status.error is not None
 
     def _resume(self, ref: ModelRef, pin: Digest | None, *, recheck: bool) -> None:
         self._handle(ref, messages.Resumed(_make_pull(ref, pin, refresh=False), recheck))
@@ -692,30 +547,24 @@ class Reconciler:
         return use.free >= needed.bytes and use.files_free >= needed.files
 
     def _compute_shortage(self, ref: ModelRef, blocked: Blocked) -> Shortage:
-        shortage = self._ledger.compute_shortage(blocked.error)
-        if not isinstance(blocked.error, NoSpace):
-            return shortage
-        held_bytes = self._fetches.stake(ref).total()
-        self._handle(ref, messages.NeedFound(held_bytes + shortage.bytes))
-        return replace(shortage, bytes=self._versions.get(ref).needs_bytes - held_bytes)
+        """Return what must be free for a blocked fetch, and record the bytes that it needs in all."""
+        shortage = self._state.compute_shortage(ref, blocked)
+        if isinstance(blocked.error, NoSpace):
+            self._handle(ref, messages.NeedFound(self._fetches.stake(ref).total() + shortage.bytes))
+        return shortage
 
     # --- the inventory ---------------------------------------------------------------------------------------------
 
-    def list_inventory(self) -> list[InventoryEntry]:
-        """Return the versions on this node, for the planner."""
-        self.mark_used()
-        return list_entries(self._inventory, self._inventory.models, self._cluster, self._catalog)
-
     def _must_stay(self, ref: ModelRef, digest: Digest, reason: str) -> bool:
         """Return whether a version need not or must not be evicted now."""
-        self._refresh()
+        self.refresh()
         blocked = self._versions.blocked
         if reason == "space" and not blocked:
             return True
         if reason == "watermark" and count_excess(self._ledger.compute_use(), self._low, self._low) == 0:
             return True
         for_pod = reason == "space" and blocked[0][1].fetch.want.priority is Priority.WAITING
-        found = list_entries(self._inventory, [ref], self._cluster, self._catalog)
+        found = list_entries(self._inventory, [ref], self._cluster, self._state.catalog)
         if not found or found[0].digest != digest:
             return True
         entry = planner.mark_protected(found[0], self._demand, {each for each, _ in blocked})
@@ -738,29 +587,16 @@ class Reconciler:
         self.unlisted_pods = None
         if self._must_stay(ref, digest, reason):
             return True
-        known, catalog = {pod.uid for pod in self._cluster.users()}, self._catalog or EMPTY_CATALOG
+        known, catalog = {pod.uid for pod in self._cluster.users()}, self._state.catalog or EMPTY_CATALOG
         return any(
             pod.ref == ref and pod.pin in (None, digest) and find_forbidden(catalog, ref, pod.namespace) is None
             for pod in pods
             if pod.uid not in known
         )
 
-    def is_wanted(self, ref: ModelRef) -> bool:
-        """Return whether the demand has this version."""
-        return self._demand.keeps(ref) or ref in self._demand.wants
-
-    def _find_held(self, ref: ModelRef) -> Held | None:
-        inventory = self._inventory
-        return Held(inventory.models[ref], inventory.fetched[ref].request) if ref in inventory.models else None
-
 
 def _make_pull(ref: ModelRef, pin: Digest | None, *, refresh: bool) -> Pull:
     return Pull(secrets.token_hex(8), PullWant(ref, pin), refresh)
-
-
-def _name_fetch(version: Version) -> str:
-    is_skipped = version.fetch is not None and version.fetch.skipped
-    return "no_room" if is_skipped else type(version.state).__name__.lower()
 
 
 def _among(refs: Iterable[ModelRef], all_: Mapping[ModelRef, T]) -> dict[ModelRef, T]:

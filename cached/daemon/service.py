@@ -21,6 +21,7 @@ from cached.core.space import Ledger, SpaceUse
 from cached.core.versions.record import Pull
 from cached.daemon.catalog.catalog_file import CatalogFile
 from cached.daemon.metrics import DaemonMetrics, NodeFigures, VersionFigures
+from cached.daemon.node_state import NodeState
 from cached.daemon.reconciler import Reconciler
 from cached.fetch.version import VersionFetches
 from cached.fetch.workers import Workers
@@ -52,6 +53,7 @@ class DaemonService:
         blocking: Blocking,
         cluster: Cluster,
         metrics: DaemonMetrics,
+        state: NodeState,
         reconciler: Reconciler,
         fetches: VersionFetches,
         workers: Workers,
@@ -65,6 +67,7 @@ class DaemonService:
         self._blocking = blocking
         self._cluster = cluster
         self._metrics = metrics
+        self._state = state
         self._reconciler = reconciler
         self._fetches = fetches
         self._catalog = catalog
@@ -75,11 +78,11 @@ class DaemonService:
             inventory,
             cluster,
             workers,
-            reconciler,
+            state,
             compute_use=lambda: self._use()[0],
             get_catalog=lambda: (catalog.in_force, catalog.is_unusable),
         )
-        self._version_figures = VersionFigures(inventory, status_files, cluster, reconciler)
+        self._version_figures = VersionFigures(inventory, status_files, cluster, state)
 
     def mark_stopping(self) -> None:
         """Report that the daemon is not ready, because it stops."""
@@ -89,7 +92,7 @@ class DaemonService:
 
     def render_metrics(self) -> bytes:
         """Return the page of `GET /metrics`."""
-        self._reconciler.mark_used()
+        self._state.mark_used()
         text = self._node_figures.render() + self._version_figures.render()
         return self._metrics.render() + text.encode()
 
@@ -103,7 +106,7 @@ class DaemonService:
             status_files=self._status_files,
             ledger=self._ledger,
             cluster=self._cluster,
-            reconciler=self._reconciler,
+            state=self._state,
             catalog=self._catalog,
             registry=self._metrics.registry,
             compute_use=self._use,
@@ -124,7 +127,7 @@ class DaemonService:
 
     def make_status(self) -> dict[str, Any]:
         """Return the document of `GET /v1/status`."""
-        self._reconciler.mark_used()
+        self._state.mark_used()
         return {
             "daemon": self._status_files.daemon.document(),
             "disk": self.describe_disk(),
@@ -152,7 +155,7 @@ class DaemonService:
                 "version": each.ref.version,
                 "since": None if each.since is None else timestamp(epoch + each.since),
             }
-            for each in self._reconciler.list_waiting()
+            for each in self._state.list_waiting()
         ]
 
     # --- commands --------------------------------------------------------------------------------------------------
@@ -161,11 +164,11 @@ class DaemonService:
         """Want a version; `refresh`: resolve its source again. Return `{"pull": id, "state", "digest", "error"}`."""
         await self._catalog.wait_until_current()
         pull = self._reconciler.pull(ref, pin, refresh=refresh)
-        return self._describe_pull(self._reconciler.find_pull(pull.id) or pull)
+        return self._describe_pull(self._state.find_pull(pull.id) or pull)
 
     def get_pull(self, id_: str) -> dict[str, Any] | None:
         """Return the current answer of the pull with this id; None for an unknown id."""
-        pull = self._reconciler.find_pull(id_)
+        pull = self._state.find_pull(id_)
         return None if pull is None else self._describe_pull(pull)
 
     def list_files(self, ref: ModelRef) -> dict[str, Any]:
@@ -188,7 +191,7 @@ class DaemonService:
         check()
         gone, unlisted = [], None
         for victim in self._reconciler.list_evictable():
-            if self._reconciler.is_wanted(victim.ref):
+            if self._state.is_wanted(victim.ref):
                 continue  # wanted again since the list was made
             check()
             used = self._inventory.last_used_at(victim.ref)
@@ -207,7 +210,7 @@ class DaemonService:
     async def plan_gc(self) -> list[dict[str, Any]]:
         """Return what `gc` would evict now."""
         await self._reconciler.update_leases()
-        victims, inventory = self._reconciler.list_evictable(), self._reconciler.list_inventory()
+        victims, inventory = self._reconciler.list_evictable(), self._state.list_inventory()
         plan = []
         for victim, freed in zip(victims, list_freed(victims, inventory), strict=True):
             plan.append(_describe_evicted(victim, freed, self._inventory.last_used_at(victim.ref)))
@@ -216,15 +219,15 @@ class DaemonService:
     def list_staying(self) -> list[dict[str, Any]]:
         """Return the versions that `gc` would leave, each with what keeps it."""
         found = []
-        for entry in self._reconciler.list_inventory():
-            wanted = self._reconciler.is_wanted(entry.ref)
+        for entry in self._state.list_inventory():
+            wanted = self._state.is_wanted(entry.ref)
             if entry.evictable and not wanted:
                 continue
-            want = self._reconciler.find_want(entry.ref)
+            want = self._state.find_want(entry.ref)
             because = list(want.reasons) if want is not None else ["wanted"] if wanted else []
             because += ["lease"] if entry.digest in self._inventory.leased else []
             because += [] if self._cluster.synced else ["the pods are not known yet"]
-            because += [f"pinned by {each}" for each in self._find_keepers(entry.ref)]
+            because += [f"pinned by {each}" for each in self._state.list_keepers(entry.ref)]
             named = {"model": entry.ref.name, "version": entry.ref.version, "digest": str(entry.digest)}
             found.append({**named, "because": because or ["a pod that reads it"]})
         return sorted(found, key=lambda each: (each["model"], each["version"]))
@@ -233,7 +236,7 @@ class DaemonService:
         """Pin a version; raises where neither the inventory nor the catalog has it."""
         async with self._pinning:
             check()
-            self._reconciler.require_known(ref)
+            self._state.require_known(ref)
             await self._write_pins(self._inventory.pins | {ref})
 
     async def verify(self, ref: ModelRef) -> dict[str, Any]:
@@ -262,7 +265,7 @@ class DaemonService:
             was_pinned = ref in self._inventory.pins
             if was_pinned:
                 await self._write_pins(self._inventory.pins - {ref})
-            return self._reconciler.is_kept(ref), was_pinned
+            return self._state.is_kept(ref), was_pinned
 
     async def _write_pins(self, pins: set[ModelRef]) -> None:
         await self._blocking.run(write_pins, self._layout, pins)
@@ -297,13 +300,8 @@ class DaemonService:
             **status.document(),
             "last_used": None if used is None else timestamp(used),
             "leased": leased,
-            "kept_by": self._find_keepers(ref),
+            "kept_by": self._state.list_keepers(ref),
         }
-
-    def _find_keepers(self, ref: ModelRef) -> list[str]:
-        """Return what keeps a version from eviction although nothing wants it."""
-        pinned = ["holdfast pin"] if ref in self._inventory.pins else []
-        return pinned + (["catalog"] if self._reconciler.is_kept(ref) else [])
 
 
 def _describe_evicted(victim: InventoryEntry, freed: int, used: float | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from cached.contract.status import StatusError, timestamp
 from cached.core.catalog import Catalog
 from cached.core.demand import Want, find_forbidden, prefetched_versions, unknown_model
 from cached.core.versions.record import Blocked, Failed, Paused, Queued, Version
+from cached.daemon.node_state import NodeState
 from cached.daemon.reconciler import Reconciler
 from cached.node.cluster import AnnotatedPod, Cluster
 from cached.node.inventory import Inventory
@@ -38,6 +39,7 @@ class Explanations:
         inventory: Inventory,
         status_files: StatusFiles,
         cluster: Cluster,
+        state: NodeState,
         reconciler: Reconciler,
         find_not_ready_reason: Callable[[], str | None],
         open_source: Callable[[str], Source],
@@ -46,6 +48,7 @@ class Explanations:
         self._inventory = inventory
         self._status_files = status_files
         self._cluster = cluster
+        self._state = state
         self._reconciler = reconciler
         self._find_not_ready_reason = find_not_ready_reason
         self._open_source = open_source
@@ -94,13 +97,14 @@ class Explanations:
 
     async def explain(self, ref: ModelRef) -> dict[str, Any]:
         """Return the facts about a version."""
-        catalog = self._reconciler.catalog
+        catalog = self._state.catalog
         entry = None if catalog is None else catalog.find(ref)
         source = None if entry is None else await self._describe_source(entry.source)
-        record = self._reconciler.refresh_record(ref)
-        want, status = self._reconciler.find_want(ref), self._status_files.get(ref)
+        self._reconciler.refresh()
+        record = self._state.get_record(ref)
+        want, status = self._state.find_want(ref), self._status_files.get(ref)
         held = self._inventory.models.get(ref)
-        refusal = self._reconciler.find_refusal(ref)
+        refusal = self._state.find_refusal(ref)
         used = self._inventory.last_used_at(ref)
         return {
             "model": ref.name,
@@ -111,7 +115,7 @@ class Explanations:
             "bytes": None if held is None else self._inventory.size(ref),
             "last_used": None if used is None else timestamp(used),
             "leased": held is not None and held in self._inventory.leased,
-            "kept_by": self._find_keepers(ref),
+            "kept_by": self._state.list_keepers(ref),
             "pods": self._describe_pods(ref, record, catalog),
             "asked_by": [] if want is None else list(want.reasons),
             "pulls": len(record.pulls),
@@ -131,14 +135,10 @@ class Explanations:
         finally:
             await source.aclose()
 
-    def _find_keepers(self, ref: ModelRef) -> list[str]:
-        pinned = ["holdfast pin"] if ref in self._inventory.pins else []
-        return pinned + (["catalog"] if self._reconciler.is_kept(ref) else [])
-
     def _describe_pods(self, ref: ModelRef, record: Version, catalog: Catalog | None) -> list[dict[str, Any]]:
-        held, refused = self._inventory.models.get(ref), self._reconciler.find_refused_pins(ref)
+        held, refused = self._inventory.models.get(ref), self._state.find_refused_pins(ref)
         now = asyncio.get_running_loop().time()
-        waits = {each.pod: each.since for each in self._reconciler.list_waiting() if each.ref == ref}
+        waits = {each.pod: each.since for each in self._state.list_waiting() if each.ref == ref}
         found = []
         for pod in record.pods:
             error: HoldfastError | None = refused.get(pod.pin) if pod.pin is not None else None
@@ -159,13 +159,13 @@ class Explanations:
     def _describe_fetch(self, ref: ModelRef, record: Version, want: Want | None) -> dict[str, Any]:
         state, now = record.state, asyncio.get_running_loop().time()
         until = {Paused: "until", Blocked: "until", Failed: "retry_at"}.get(type(state))
-        needed, free = self._reconciler.find_need(ref) or (None, None)
+        needed, free = self._state.find_need(ref) or (None, None)
         return {
             "state": type(state).__name__.lower(),
             "priority": None if want is None else want.priority.name.lower(),
             "failures": record.failures if record.fetch is None else record.fetch.failures,
             "next_try_s": None if until is None else max(0.0, getattr(state, until) - now),
-            "ahead": self._reconciler.count_ahead(ref) if isinstance(state, Queued) else None,
+            "ahead": self._state.count_ahead(ref) if isinstance(state, Queued) else None,
             "waiting_s": None if record.waiting_since is None else now - record.waiting_since,
             "needed_bytes": needed,
             "free_bytes": free,

@@ -14,6 +14,7 @@ import time
 from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
 from cached.core.catalog import CatalogVersion
+from cached.daemon.node_state import NodeState
 from cached.daemon.reconciler import Reconciler
 from cached.fetch.resolving.comparison import SourceComparer, SourceComparison
 from cached.node.log_once import LogOnce
@@ -27,7 +28,8 @@ _JITTER = 0.2
 class PeriodicResolve:
     """Resolves each unpinned version once in about `interval_s` seconds."""
 
-    def __init__(self, reconciler: Reconciler, comparer: SourceComparer, interval_s: float) -> None:
+    def __init__(self, state: NodeState, reconciler: Reconciler, comparer: SourceComparer, interval_s: float) -> None:
+        self._state = state
         self._reconciler = reconciler
         self._comparer = comparer
         self._interval_s = interval_s
@@ -38,7 +40,7 @@ class PeriodicResolve:
     async def run(self) -> None:
         """Resolve due versions until cancelled."""
         while True:
-            found = self._reconciler.list_resolvable()
+            found = self._state.list_resolvable()
             now = time.monotonic()
             # A new version was resolved just now; one found at a restart may be of any age.
             self._due = {ref: self._due.get(ref, now + self._interval_s * random.random()) for ref in found}  # noqa: S311 - jitter
@@ -50,7 +52,7 @@ class PeriodicResolve:
     async def _resolve(self, ref: ModelRef) -> None:
         interval_s = self._interval_s * random.uniform(1 - _JITTER, 1 + _JITTER)  # noqa: S311 - jitter
         self._due[ref] = time.monotonic() + interval_s
-        entry = self._reconciler.find_resolvable(ref)
+        entry = self._state.find_resolvable(ref)
         if entry is None:
             return  # no longer resolvable
         last_entry, last = self._last.pop(ref, (None, None))

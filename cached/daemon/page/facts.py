@@ -21,8 +21,8 @@ from cached.contract.status import DaemonStatus, ModelStatus, timestamp
 from cached.core.demand import PodWant
 from cached.core.space import Ledger, SpaceUse
 from cached.daemon.catalog.catalog_file import CatalogFile
+from cached.daemon.node_state import NodeState
 from cached.daemon.page.sizes import SnapshotSizes
-from cached.daemon.reconciler import Reconciler
 from cached.node.cluster import Cluster
 from cached.node.inventory import Inventory
 from cached.node.status_files import RecentError, StatusFiles
@@ -120,7 +120,7 @@ class NodeFacts:
         status_files: StatusFiles,
         ledger: Ledger,
         cluster: Cluster,
-        reconciler: Reconciler,
+        state: NodeState,
         catalog: CatalogFile,
         registry: CollectorRegistry,
         compute_use: Callable[[], tuple[SpaceUse, HoldfastError | None]],
@@ -130,7 +130,7 @@ class NodeFacts:
         self._status_files = status_files
         self._ledger = ledger
         self._cluster = cluster
-        self._reconciler = reconciler
+        self._state = state
         self._catalog = catalog
         self._registry = registry.restricted_registry([_RECEIVED, _FAILED])
         self._compute_use = compute_use
@@ -153,7 +153,7 @@ class NodeFacts:
             self._inventory.leased,
             self._inventory.pins,
             self._cluster.users(),
-            self._reconciler.waiting_changes,
+            self._state.waiting_changes,
             self._cluster.figures().get("kube_connected"),
             (use.capacity, use.used, use.reserved, use.dying, use.free // step),
             None if error is None else error.code,
@@ -164,7 +164,7 @@ class NodeFacts:
 
     def collect(self) -> Facts:
         """Return the facts; its cost grows with the number of versions."""
-        self._reconciler.mark_used()
+        self._state.mark_used()
         epoch = time.time() - time.monotonic()
         if abs(epoch - self._epoch) > _CLOCK_JUMP_S:  # else times of the same moment would differ by a second
             self._epoch = epoch
@@ -191,13 +191,13 @@ class NodeFacts:
         models = self._inventory.models
         users = _names_by_version(self._cluster.users())
         waiting: defaultdict[ModelRef, list[tuple[str, str | None]]] = defaultdict(list)
-        for each in self._reconciler.list_waiting():
+        for each in self._state.list_waiting():
             waiting[each.ref].append((each.pod, None if each.since is None else timestamp(self._epoch + each.since)))
         named = self._inventory.named()
         found = []
         for status in statuses:
             ref = ModelRef(status.model, status.version)
-            record, digest = self._reconciler.get_record(ref), models.get(ref)
+            record, digest = self._state.get_record(ref), models.get(ref)
             still = {name for name, _ in waiting[ref]}
             own_users = tuple(name for name in users.get(ref, ()) if name not in still)
             leased = digest in self._inventory.leased
@@ -210,7 +210,7 @@ class NodeFacts:
                     users=own_users,
                     waiting=tuple(waiting[ref]),
                     pulls=sum(pull.error is None and pull.digest is None for pull in record.pulls),
-                    kept=ref in self._inventory.pins or self._reconciler.is_kept(ref),
+                    kept=ref in self._inventory.pins or self._state.is_kept(ref),
                     last_used=None if leased or own_users else self._find_last_use(ref),
                 )
             )

@@ -30,8 +30,9 @@ from cached.core.catalog import EMPTY_CATALOG, Catalog, parse_catalog
 from cached.core.demand import PodWant
 from cached.core.listing import Listing, RemoteFile
 from cached.core.space import DiskSpace, Ledger, Reservation
-from cached.daemon.main import _adopt_statuses
 from cached.daemon.metrics import DaemonMetrics
+from cached.daemon.node_state import NodeState
+from cached.daemon.opening import adopt_statuses
 from cached.daemon.reconciler import Reconciler
 from cached.fetch import downloads
 from cached.fetch.attempt import Verified
@@ -424,7 +425,16 @@ class Node:
             observer=metrics,
             lister=SourceLister(self.origin.open, metrics, 600.0),
         )
+        self.state = NodeState(
+            inventory=self.inventory,
+            status_files=self.status_files,
+            ledger=self.ledger,
+            fetches=self.transfers,
+            cluster=self.cluster,
+            clock=self.clock.monotonic,
+        )
         self.reconciler = Reconciler(
+            state=self.state,
             status_files=self.status_files,
             inventory=self.inventory,
             ledger=self.ledger,
@@ -439,7 +449,7 @@ class Node:
             low_watermark=limits.low,
         )
         self.reconciler.resume(
-            _adopt_statuses(
+            adopt_statuses(
                 recovery.read_statuses(self.layout, recovered), self.status_files, self.inventory, recovered.lost
             )
         )

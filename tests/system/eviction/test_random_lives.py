@@ -450,7 +450,7 @@ class Lives(RuleBasedStateMachine):
         self.node.turn()
 
     def _demand(self) -> Demand:
-        versions = self.node.reconciler._versions.records.values()
+        versions = self.node.state.versions.records.values()
         pulls = [pull.want for version in versions for pull in version.pulls]
         failed = {(version.ref, pin): error for version in versions for pin, error in version.verdicts.items()}
         return compute_demand(self.node.catalog, self.node.cluster.pods(), pulls, {}, failed)

@@ -1,0 +1,470 @@
+"""Connect the parts of the daemon and run them: the only module that knows every part.
+
+Law: parts are connected here and nowhere else, and decide nothing here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cached.contract.layout import Layout
+from cached.contract.program.process import SignalThread
+from cached.daemon.api.control_api import ControlApi
+from cached.daemon.api.explain import Explanations
+from cached.daemon.api.listeners import open_listeners
+from cached.daemon.api.read_api import make_read_api
+from cached.daemon.catalog.catalog_file import CatalogFile
+from cached.daemon.catalog.freshness import PeriodicResolve
+from cached.daemon.cold_starts import ColdStarts
+from cached.daemon.config import Config
+from cached.daemon.imports import Imports
+from cached.daemon.node_state import NodeState
+from cached.daemon.opening import OpenedNode, Remains, adopt_statuses, open_node, open_root
+from cached.daemon.pool import PoolTls, open_pool, read_pool_tls
+from cached.daemon.reconciler import Reconciler
+from cached.daemon.reports import ClusterReports, write_heartbeats
+from cached.daemon.service import DaemonService
+from cached.fetch.downloads import Downloads
+from cached.fetch.pool.node import PoolNode
+from cached.fetch.pool.published_chains import PublishedChains
+from cached.fetch.resolving.comparison import SourceComparer
+from cached.fetch.resolving.lister import SourceLister
+from cached.fetch.trace import NoFetchTrace
+from cached.fetch.version import VersionFetches
+from cached.fetch.workers import PEER_HTTP, Workers, WorkerSettings
+from cached.node.cluster import Cluster, NoCluster
+from cached.node.gc_pauses import collect_when_quiet
+from cached.node.inspection import Inspection
+from cached.node.integrity.doubts import Doubts
+from cached.node.integrity.recheck import Recheck
+from cached.node.integrity.scrub import Scrub, ScrubPace, ScrubParts
+from cached.node.publisher import Publisher
+from cached.node.recount import Marks, Recount
+from cached.sources.registry import open_source
+from cached.transport.client import HttpClient
+from cached.transport.connection.settings import HttpSettings
+
+if TYPE_CHECKING:  # gRPC is loaded with --csi only
+    from cached.csi.driver import Driver, MountedVolumes
+
+_log = logging.getLogger("holdfast")
+
+_LISTING_STALLS = 20  # stall timeouts for a listing of many pages: ten minutes at the default of 30 s
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetching:
+    """What fetches and publishes versions: `state` is what is known of them, `reconciler` decides with it."""
+
+    client: HttpClient
+    workers: Workers
+    lister: SourceLister
+    fetches: VersionFetches
+    publisher: Publisher
+    state: NodeState
+    reconciler: Reconciler
+
+
+async def run_node(
+    stack: contextlib.AsyncExitStack,
+    config: Config,
+    ending: SignalThread,
+    stop: asyncio.Event,
+    max_clients: int,
+    cold_starts: ColdStarts | None,
+) -> tuple[str, int]:
+    """Run the daemon on its root until `stop` is set, which a signal of `ending` does, or the root is deleted; return
+    the TCP listener's address. `stack` closes the parts."""
+    loop = asyncio.get_running_loop()
+    opened = await open_root(stack, config)
+    volumes = None
+    if config.csi is not None:
+        volumes = await opened.blocking.run(_find_volumes, opened.layout, config, config.csi)
+    cluster = _make_cluster(config) if volumes is None else volumes.join(_make_cluster(config))
+    node, remains = await open_node(stack, config, opened, cluster, stop.is_set)
+    fetching = await _start_fetching(stack, node, config, remains, cold_starts)
+    catalog = CatalogFile(config.catalog, fetching.reconciler.use_catalog)
+    recheck = _make_recheck(node, fetching.reconciler)
+    service = _make_service(node, fetching, catalog, recheck)
+    deleted = asyncio.Event()
+    node.disk_watch.follow(node.ledger, partial(_set_from_thread, loop, deleted), fetching.state.is_fetching)
+    ending.set_handler(partial(loop.call_soon_threadsafe, stop.set))
+    reads = make_read_api(service, page_readers=max_clients // 2 if config.page == "on" else 0)
+    imports, explanations = _make_imports(node, fetching, catalog), _make_explanations(node, config, fetching, service)
+    commands = ControlApi(service, imports, explanations).make_handler()
+    address, control = await stack.enter_async_context(
+        open_listeners(config.listen, node.layout, node.blocking, reads, commands, max_clients)
+    )
+    reports = ClusterReports(cluster, node.status_files, node.ledger, cold_starts)
+    tasks = {
+        **_list_fetching_tasks(node, config, fetching),
+        "catalog": catalog.run(),
+        "heartbeat": write_heartbeats(node.status_files, fetching.reconciler.end_pauses),
+        "socket": control.keep_open(),
+        "cluster": cluster.run(partial(_follow_cluster, fetching.reconciler, reports)),
+        "reports": reports.run(),
+        **_list_upkeep_tasks(node, config, fetching, recheck, remains.marks),
+    }
+    leave: Callable[[], Awaitable[None]] | None = None
+    if volumes is not None:
+        planner = _VolumePlanner(fetching.state, fetching.reconciler, catalog)
+        driver = _make_driver(volumes, node, config, planner, recheck, service)
+        tasks["csi"] = driver.run(await stack.enter_async_context(driver.open_sockets()))
+        leave = driver.leave
+    await _run_tasks(tasks, service, node.layout, deleted=deleted, stop=stop, leave=leave)
+    return address
+
+
+async def _run_tasks(
+    coroutines: Mapping[str, Coroutine[Any, Any, None]],
+    service: DaemonService,
+    layout: Layout,
+    *,
+    deleted: asyncio.Event,
+    stop: asyncio.Event,
+    leave: Callable[[], Awaitable[None]] | None,
+) -> None:
+    """Run every task until a signal sets `stop`, or the disk watch sets `deleted`; before they end await `leave`."""
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(each, name=name) for name, each in coroutines.items()]
+        ends = [asyncio.create_task(each.wait()) for each in (stop, deleted)]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+        if stop.is_set():
+            _log.info("stopping: durable ranges are recorded; the next start resumes from them")
+        else:
+            _log.error("%s was deleted: beginning anew, with nothing", layout.root)
+        service.mark_stopping()
+        if leave is not None:
+            await leave()
+        for task in tasks:
+            task.cancel()
+
+
+def _set_from_thread(loop: asyncio.AbstractEventLoop, event: asyncio.Event) -> None:
+    """Set an event of the loop from a thread; do nothing once the loop is closed."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(event.set)
+
+
+def _follow_cluster(reconciler: Reconciler, reports: ClusterReports) -> None:
+    """Plan, and tell the pods of this node what holds for them: the pods or the node's labels changed."""
+    reports.trace()  # first: a trace begins before the fetch
+    reconciler.wake()
+    reports.report_soon()
+
+
+async def _start_fetching(
+    stack: contextlib.AsyncExitStack,
+    node: OpenedNode,
+    config: Config,
+    remains: Remains,
+    cold_starts: ColdStarts | None,
+) -> _Fetching:
+    """Start what fetches, join the pool, and take over what an earlier daemon left; `stack` ends and leaves them."""
+    tls = read_pool_tls(config.pool)
+    client, workers = _start_workers(stack, node, config, tls)
+    downloads = Downloads(node.layout, workers, node.ledger)
+    publisher = _make_publisher(node)
+    await publisher.discard(remains.damaged)
+    publisher.report_published()
+    joining = open_pool(config.pool, node.layout, lambda: node.cluster.labels, node.metrics.add_peers, tls)
+    pool = await _join_pool(stack, node, joining)
+    list_timeout_s = _LISTING_STALLS * config.stall_timeout_s
+    lister = SourceLister(lambda uri: open_source(uri, client), node.metrics, list_timeout_s)
+    fetches = _make_fetches(node, client, lister, downloads, publisher, cold_starts, pool)
+    state = _make_state(node, fetches)
+    reconciler = _make_reconciler(node, config, state, downloads, fetches, publisher)
+    reconciler.resume(adopt_statuses(remains.statuses, node.status_files, node.inventory, remains.lost))
+    await node.status_files.flushed()  # none says `ready` any more of what is not here, before a client may ask
+    return _Fetching(client, workers, lister, fetches, publisher, state, reconciler)
+
+
+def _list_fetching_tasks(node: OpenedNode, config: Config, fetching: _Fetching) -> dict[str, Coroutine[Any, Any, None]]:
+    tasks = {
+        "reconciler": fetching.reconciler.run(),
+        "retries": fetching.reconciler.run_retries(),
+        "garbage": collect_when_quiet(fetching.state.is_fetching),
+    }
+    if config.resolve_interval_s is not None:
+        find_published = fetching.publisher.find_published
+        comparer = SourceComparer(node.layout, node.blocking, fetching.lister, find_published)
+        resolve = PeriodicResolve(fetching.state, fetching.reconciler, comparer, config.resolve_interval_s)
+        tasks["freshness"] = resolve.run()
+    return tasks
+
+
+def _list_upkeep_tasks(
+    node: OpenedNode, config: Config, fetching: _Fetching, recheck: Recheck, marks: Marks | None
+) -> dict[str, Coroutine[Any, Any, None]]:
+    """Return the tasks that keep what is here right: compared with the disk, hashed again, and indexed."""
+    inspection = _make_inspection(node, fetching, marks)
+    tasks = {
+        "inspection": inspection.run(),
+        "recount": inspection.run_recounts(),
+        "recheck": recheck.run(),
+        "doubts": _make_doubts(node, recheck, inspection).run(),
+        "index": node.start_index.run(fetching.state.is_fetching),
+    }
+    if config.scrub_rate > 0:
+        scrub = _make_scrub(node, config, fetching, recheck)
+        node.metrics.add_scrub(scrub.compute_oldest_age_s, config.scrub_period_s)
+        tasks["scrub"] = scrub.run()
+    return tasks
+
+
+class _VolumePlanner:
+    """What volumes need of the reconciler, and of the catalog's file."""
+
+    def __init__(self, state: NodeState, reconciler: Reconciler, catalog: CatalogFile) -> None:
+        self.read_catalog = catalog.wait_until_current
+        self.take_wants = reconciler.take_wants
+        self.wake = reconciler.wake
+        self.find_forbidden = state.find_forbidden
+
+
+def _start_workers(
+    stack: contextlib.AsyncExitStack, node: OpenedNode, config: Config, tls: PoolTls | None
+) -> tuple[HttpClient, Workers]:
+    """Return the HTTP client, and the threads that receive with it; `stack` ends both."""
+    timeouts = HttpSettings(header_timeout_s=config.stall_timeout_s, stall_window_s=config.stall_timeout_s)
+    client = stack.enter_context(contextlib.closing(HttpClient(timeouts, config.origin_proxy)))
+    per_origin, peer_http = config.connections_per_origin, tls.http if tls else PEER_HTTP
+    bounds = WorkerSettings(config.connections, per_origin, config.max_bandwidth, node.sealing, peer_http)
+    workers = Workers(node.layout, client, bounds, node.metrics, node.journal)
+    stack.push_async_callback(asyncio.to_thread, workers.stop)
+    return client, workers
+
+
+async def _join_pool(
+    stack: contextlib.AsyncExitStack, node: OpenedNode, joining: contextlib.AbstractContextManager[PoolNode | None]
+) -> PoolNode | None:
+    """Join the pool, if there is one; `stack` leaves it."""
+    pooled = contextlib.ExitStack()
+    stack.push_async_callback(asyncio.to_thread, pooled.close)
+    return await node.blocking.run(pooled.enter_context, joining)
+
+
+def _make_fetches(
+    node: OpenedNode,
+    client: HttpClient,
+    lister: SourceLister,
+    downloads: Downloads,
+    publisher: Publisher,
+    cold_starts: ColdStarts | None,
+    pool: PoolNode | None,
+) -> VersionFetches:
+    """Return the version fetches, in the pool where there is one."""
+    return VersionFetches(
+        layout=node.layout,
+        ledger=node.ledger,
+        downloads=downloads,
+        status_files=node.status_files,
+        publisher=publisher,
+        blocking=node.blocking,
+        observer=node.metrics,
+        trace=cold_starts or NoFetchTrace(),
+        lister=lister,
+        pool=pool,
+        published=PublishedChains(client),
+    )
+
+
+def _make_publisher(node: OpenedNode) -> Publisher:
+    return Publisher(
+        layout=node.layout,
+        root=node.root,
+        inventory=node.inventory,
+        status_files=node.status_files,
+        ledger=node.ledger,
+        blocking=node.blocking,
+        cluster=node.cluster,
+        journal=node.journal,
+        ignoring_own=node.tree_watch.ignoring_own,
+    )
+
+
+def _make_state(node: OpenedNode, fetches: VersionFetches) -> NodeState:
+    return NodeState(
+        inventory=node.inventory,
+        status_files=node.status_files,
+        ledger=node.ledger,
+        fetches=fetches,
+        cluster=node.cluster,
+        clock=time.monotonic,
+    )
+
+
+def _make_reconciler(
+    node: OpenedNode,
+    config: Config,
+    state: NodeState,
+    downloads: Downloads,
+    fetches: VersionFetches,
+    publisher: Publisher,
+) -> Reconciler:
+    return Reconciler(
+        state=state,
+        status_files=node.status_files,
+        inventory=node.inventory,
+        ledger=node.ledger,
+        downloads=downloads,
+        fetches=fetches,
+        publisher=publisher,
+        metrics=node.metrics,
+        cluster=node.cluster,
+        loop=asyncio.get_running_loop(),
+        clock=time.monotonic,
+        high_watermark=config.high_watermark,
+        low_watermark=config.low_watermark,
+    )
+
+
+def _make_service(node: OpenedNode, fetching: _Fetching, catalog: CatalogFile, recheck: Recheck) -> DaemonService:
+    return DaemonService(
+        layout=node.layout,
+        inventory=node.inventory,
+        status_files=node.status_files,
+        ledger=node.ledger,
+        blocking=node.blocking,
+        cluster=node.cluster,
+        metrics=node.metrics,
+        state=fetching.state,
+        reconciler=fetching.reconciler,
+        fetches=fetching.fetches,
+        workers=fetching.workers,
+        catalog=catalog,
+        recheck=recheck,
+    )
+
+
+def _make_imports(node: OpenedNode, fetching: _Fetching, catalog: CatalogFile) -> Imports:
+    return Imports(
+        layout=node.layout,
+        inventory=node.inventory,
+        ledger=node.ledger,
+        publisher=fetching.publisher,
+        status_files=node.status_files,
+        blocking=node.blocking,
+        metrics=node.metrics,
+        state=fetching.state,
+        reconciler=fetching.reconciler,
+        resources=fetching.workers,
+        catalog=catalog,
+    )
+
+
+def _make_inspection(node: OpenedNode, fetching: _Fetching, marks: Marks | None) -> Inspection:
+    """Return the comparison of inventory and disk; what it finds lost is fetched again."""
+    return Inspection(
+        layout=node.layout,
+        root=node.root,
+        tree=node.tree_watch,
+        inventory=node.inventory,
+        status_files=node.status_files,
+        recount=Recount(node.layout, node.root, node.ledger, marks),
+        blocking=node.blocking,
+        publisher=fetching.publisher,
+        refetch=lambda lost: fetching.reconciler.resume(dict.fromkeys(lost)),
+    )
+
+
+def _make_recheck(node: OpenedNode, reconciler: Reconciler) -> Recheck:
+    return Recheck(
+        layout=node.layout,
+        inventory=node.inventory,
+        status_files=node.status_files,
+        versions=reconciler,
+        count_bad=partial(node.metrics.verify_failed, "recheck"),
+        count_outcome=node.metrics.count_recheck,
+    )
+
+
+def _make_doubts(node: OpenedNode, recheck: Recheck, inspection: Inspection) -> Doubts:
+    return Doubts(
+        layout=node.layout,
+        inventory=node.inventory,
+        blocking=node.blocking,
+        recheck=recheck,
+        check_names=inspection.check,
+        bell=node.tree_watch,
+    )
+
+
+def _make_scrub(node: OpenedNode, config: Config, fetching: _Fetching, recheck: Recheck) -> Scrub:
+    parts = ScrubParts(
+        layout=node.layout,
+        inventory=node.inventory,
+        sealing=node.sealing,
+        is_fetching=fetching.workers.busy,
+        is_checking=recheck.is_busy,
+        repairs=fetching.reconciler,
+        count_hashed=node.metrics.count_scrubbed_bytes,
+        count_bad=partial(node.metrics.verify_failed, "scrub"),
+    )
+    return Scrub(parts, ScrubPace(config.scrub_rate, config.scrub_period_s, config.node))
+
+
+def _make_explanations(node: OpenedNode, config: Config, fetching: _Fetching, service: DaemonService) -> Explanations:
+    return Explanations(
+        node=config.node,
+        inventory=node.inventory,
+        status_files=node.status_files,
+        cluster=node.cluster,
+        state=fetching.state,
+        reconciler=fetching.reconciler,
+        find_not_ready_reason=service.find_not_ready_reason,
+        open_source=lambda uri: open_source(uri, fetching.client),
+    )
+
+
+def _make_driver(
+    volumes: MountedVolumes,
+    node: OpenedNode,
+    config: Config,
+    planner: _VolumePlanner,
+    recheck: Recheck,
+    service: DaemonService,
+) -> Driver:
+    return volumes.make_driver(
+        node=config.node,
+        inventory=node.inventory,
+        status_files=node.status_files,
+        cluster=node.cluster,
+        planner=planner,
+        recheck=recheck.recheck,
+        registry=node.metrics.registry,
+        find_trouble=service.find_not_ready_reason,
+    )
+
+
+def _find_volumes(layout: Layout, config: Config, socket: Path) -> MountedVolumes:
+    """Return the volumes that an earlier daemon mounted, leased again: nothing may be evicted or removed before."""
+    from cached.csi.driver import MountedVolumes, Places, choose_registration
+
+    registration = config.csi_registration or choose_registration(config.kubelet_dir)
+    return MountedVolumes(layout, Places(socket, registration, config.kubelet_dir))
+
+
+def _make_cluster(config: Config) -> Cluster:
+    if config.kube != "auto":
+        return NoCluster()
+    from cached.kube.kubeconfig import find_cluster
+
+    found = find_cluster(os.environ)
+    if found is None:
+        return NoCluster()
+    from cached.kube.kubernetes import KubernetesCluster
+
+    _log.info("cluster: %s, as node %s", found.server, config.node)
+    return KubernetesCluster(found, config.node)
