@@ -6,6 +6,7 @@ Law: pure. Format: `holdfast.dev/manifest/v1`, section 2 of the design; strict, 
 from __future__ import annotations
 
 import json
+import os
 import re
 import reprlib
 import sys
@@ -153,6 +154,16 @@ class Manifest:
     def total_bytes(self) -> int:
         """The sum of the files' sizes, in bytes."""
         return sum(self.packed.sizes)
+
+    def list_folders(self) -> list[str]:
+        """Return the folders of the files, each after its parent."""
+        found = set()
+        for path in self.packed.paths:
+            folder = os.path.dirname(path)
+            while folder and folder not in found:
+                found.add(folder)
+                folder = os.path.dirname(folder)
+        return sorted(found)
 
     def blob_sizes(self) -> dict[str, int]:
         """Return the size in bytes of each distinct blob, by sha256."""

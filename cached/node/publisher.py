@@ -296,7 +296,7 @@ class Publisher:
                 continue
             refs = self._inventory.names(digest)
             names = ", ".join(map(str, refs))
-            _log.error("snapshot %s (%s): a part of it was deleted or replaced, or went bad", digest, names)
+            _log.error("snapshot %s (%s): a part of it was deleted, replaced or added, or went bad", digest, names)
             restored = await self._do(_restore, self._layout, self._ledger, refs, digest, manifest)
             if restored.lost:
                 async with self._cluster.withdrawn(digest):

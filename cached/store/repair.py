@@ -1,4 +1,5 @@
-"""Restore names, snapshots and links that were deleted from the store by hand; report which blobs are lost.
+"""Restore names, snapshots and links that were deleted from the store by hand, and delete what was added to a snapshot;
+report which blobs are lost.
 
 Law: downloads nothing and trusts nothing new. Missing is not corrupt: a blob is restored from a snapshot's file, if
 that is the file that was verified, or hashes to the blob's name now. A possible last copy of its content is deleted
@@ -67,6 +68,8 @@ def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest
         lost = frozenset(sha256 for sha256 in manifest.blob_sizes() if not blobs.has(layout, sha256))
         if lost:
             return Restored(lost, condemned)
+        for path in snapshots.remove_strays(layout, digest, manifest):
+            _log.error("snapshot %s: deleted %r, which is not in its manifest", digest, path)
         if not (
             is_named(layout, (), digest)
             and _has_manifest(layout, digest, manifest)

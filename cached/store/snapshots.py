@@ -19,6 +19,7 @@ from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import TEMPORARY_PREFIX, Layout, SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.strays import find_strays
 from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
 from cached.contract.status import timestamp
 from cached.store.disk import durable, verity
@@ -103,15 +104,25 @@ def now() -> str:
 
 
 def is_whole(layout: Layout, digest: Digest, manifest: Manifest) -> bool:
-    """Return whether each file of the snapshot exists and is its blob, in two system calls a file: another file was
-    left when the blob was quarantined, and has its bytes, or was replaced by hand."""
+    """Return whether each file of the snapshot exists and is its blob, in two system calls a file, and nothing else is
+    there. Another file was left when the blob was quarantined, and has its bytes, or was replaced by hand."""
     snapshot = layout.public.snapshot(digest)
-    return all(is_blob(layout, snapshot, entry) for entry in manifest.files)
+    return all(is_blob(layout, snapshot, entry) for entry in manifest.files) and not find_strays(snapshot, manifest)
 
 
 def is_blob(layout: Layout, snapshot: SnapshotLayout, entry: FileEntry) -> bool:
     """Return whether a file of the snapshot exists and is its blob."""
     return durable.is_same_file(snapshot.path / entry.path, layout.blob(entry.sha256))
+
+
+def remove_strays(layout: Layout, digest: Digest, manifest: Manifest) -> list[str]:
+    """Delete what is in the snapshot and not in its manifest, through the trash; return the paths. The rest stays where
+    pods read it."""
+    snapshot = layout.public.snapshot(digest)
+    strays = find_strays(snapshot, manifest)
+    for path in strays:
+        discard(layout, snapshot.path / path)
+    return strays
 
 
 def is_linked(layout: Layout, file: Path) -> bool:
@@ -149,8 +160,9 @@ def set_name_unsynced(layout: Layout, ref: ModelRef, digest: Digest) -> Path:
 
 
 def discard(layout: Layout, path: Path) -> None:
-    """Delete what was put by hand in the place of a name, of a name's folder or of a snapshot, through the trash."""
-    trashed = layout.trash / f"{path.name}-{secrets.token_hex(4)}"
+    """Delete what was put by hand into a snapshot, or in the place of a name, of a name's folder or of a snapshot,
+    through the trash."""
+    trashed = layout.trash / f"by-hand-{secrets.token_hex(8)}"
     durable.rename(path, trashed)
     delete_trash(trashed)
 
@@ -223,7 +235,7 @@ def _build(
 ) -> tuple[Path, ...]:
     """Build the tree of a snapshot, not durable; return its folders, each after its parent."""
     top = snapshot.path
-    inside = (top, snapshot.manifest.parent, *(top / folder for folder in _folders(manifest)))
+    inside = (top, snapshot.manifest.parent, *(top / folder for folder in manifest.list_folders()))
     for folder in inside:
         folder.mkdir()
         folder.chmod(durable.PUBLIC_DIR_MODE)
@@ -239,14 +251,3 @@ def _build(
     durable.write_unsynced(snapshot.verified, VerifiedRecord(record).encode(), durable.READ_ONLY_MODE)
     durable.write_unsynced(snapshot.lease, b"", durable.READ_ONLY_MODE)
     return inside
-
-
-def _folders(manifest: Manifest) -> list[str]:
-    """Return the folders of a version's files, each after its parent."""
-    found = set()
-    for entry in manifest.files:
-        folder = os.path.dirname(entry.path)
-        while folder and folder not in found:
-            found.add(folder)
-            folder = os.path.dirname(folder)
-    return sorted(found)

@@ -27,6 +27,7 @@ from cached.contract.errors import DigestMismatch, HoldfastError, Permanent
 from cached.contract.layout import SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.program import limits
+from cached.contract.snapshot.strays import find_strays
 from cached.contract.snapshot.verified import VerifiedRecord
 
 _WINDOW_BYTES = 16 << 20  # mapped, populated and hashed at a time
@@ -41,6 +42,11 @@ _SEAL_ALGORITHMS = {1: "sha256", 2: "sha512"}
 # A kernel or file system without fs-verity, a sandbox without ioctls (gVisor, virtiofs), a seccomp profile.
 _NO_VERITY = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL})
 _REMEDY = "the bytes on the node changed after they were verified: `holdfast verify` on the node, then look at its disk"
+
+_STRAY_REMEDY = (
+    "it was put into the snapshot by hand: `holdfast verify` on the node deletes it, then find out which program or "
+    "person writes below the root"
+)
 
 
 class NoSeal(Enum):
@@ -97,8 +103,9 @@ def _parse_manifest(data: bytes, found: Digest, pin: Digest | None) -> Manifest:
 
 def check_record(snapshot: SnapshotLayout, manifest: Manifest) -> None:
     """Check that every file exists, is a plain file, and matches `verified.json`: by its fs-verity seal, if it has one,
-    else, or where the kernel cannot report the seal, by inode and mtime. Hashes nothing. Raises `DigestMismatch`, or
-    `Permanent` (`invalid_record`, `unreadable`), or `Transient` (`no_descriptor`)."""
+    else, or where the kernel cannot report the seal, by inode and mtime, and that nothing else is there. Hashes
+    nothing. Raises `DigestMismatch`, or `Permanent` (`invalid_record`, `unreadable`), or `Transient`
+    (`no_descriptor`)."""
     record = VerifiedRecord.parse(_read(snapshot.verified))
     for entry in manifest.files:
         found = _stat(snapshot, entry)
@@ -118,13 +125,15 @@ def check_record(snapshot: SnapshotLayout, manifest: Manifest) -> None:
         elif seal != verified.verity:
             found_seal = seal.value if isinstance(seal, NoSeal) else seal
             raise DigestMismatch(f"{entry.path}: fs-verity digest", str(verified.verity), found_seal, _REMEDY)
+    _check_strays(snapshot, manifest)
 
 
 def check_full(
     snapshot: SnapshotLayout, manifest: Manifest, threads: int, progress: Callable[[int], None] = lambda _size: None
 ) -> None:
-    """Hash every file with `threads` threads, the largest first, and stop at the first failure, which is raised. The
-    threads call `progress` with the bytes hashed since its last call; an exception in it ends the check."""
+    """Hash every file with `threads` threads, the largest first, then check that nothing else is there; stop at the
+    first failure, which is raised. The threads call `progress` with the bytes hashed since its last call; an exception
+    in it ends the check."""
     # Plain threads: concurrent.futures imports logging, 9 ms at every gate's start, and cannot stop a running file.
     files = sorted(manifest.files, key=lambda f: f.size, reverse=True)
     waiting = iter(files)  # gives each file to one thread
@@ -162,6 +171,7 @@ def check_full(
         stop.set()
         for worker in running:
             worker.join()
+    _check_strays(snapshot, manifest)
 
 
 def hash_file(path: Path, progress: Callable[[int], None] = lambda _size: None) -> str:
@@ -251,6 +261,17 @@ def _check_file(snapshot: SnapshotLayout, entry: FileEntry, progress: Callable[[
         raise _unreadable(entry.path, error) from error
     if found != entry.sha256:
         raise DigestMismatch(f"{entry.path}: sha256", entry.sha256, found, _REMEDY)
+
+
+def _check_strays(snapshot: SnapshotLayout, manifest: Manifest) -> None:
+    try:
+        strays = find_strays(snapshot, manifest)
+    except OSError as error:
+        raise _unreadable(str(snapshot.path), error) from error
+    if strays:
+        raise DigestMismatch(
+            f"{strays[0]!r}", "nothing: the manifest does not have it", "a file or folder", _STRAY_REMEDY
+        )
 
 
 def _stat(snapshot: SnapshotLayout, entry: FileEntry) -> os.stat_result:

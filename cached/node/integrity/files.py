@@ -65,7 +65,17 @@ class Apart:
         return f"{self.path}: it was deleted or replaced"
 
 
-Finding = BadBlob | BadManifest | Apart
+@dataclass(frozen=True, slots=True)
+class Stray:
+    """Something is in the snapshot that is not in its manifest."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.path!r}: it is not in the manifest"
+
+
+Finding = BadBlob | BadManifest | Apart | Stray
 
 
 def new_piece() -> memoryview:

@@ -24,11 +24,12 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.program.thread_pool import start_pool
 from cached.contract.reference import ModelRef
+from cached.contract.snapshot.strays import find_strays
 from cached.contract.snapshot.verified import VerifiedFile
 from cached.contract.snapshot.verify import check_record
 from cached.contract.status import State
 from cached.node.integrity import files
-from cached.node.integrity.files import Apart, Finding
+from cached.node.integrity.files import Apart, Finding, Stray
 from cached.node.integrity.repairs import Repairs, repair
 from cached.node.inventory import Inventory
 from cached.node.status_files import FetchProgress, StatusFiles
@@ -168,7 +169,7 @@ class Recheck:
     async def _repair(self, checking: _Check) -> None:
         for finding in checking.findings:
             _log.error("snapshot %s: %s", checking.digest, finding)
-            if not isinstance(finding, Apart):
+            if not isinstance(finding, Apart | Stray):
                 self._count_bad()
         await repair(self._versions, checking.digest, checking.findings)
 
@@ -239,7 +240,8 @@ class _Check:
         self._lock = threading.Lock()
 
     def begin(self) -> None:
-        """Look at what costs no hash: the manifest, names and records, and whether each file is its blob's own."""
+        """Look at what costs no hash: the manifest, names and records, whether each file is its blob's own, and
+        whether there is anything else."""
         self.was_outdated = self._is_outdated()
         if (bad := files.check_manifest(self.snapshot, self.digest)) is not None:
             self.findings.append(bad)
@@ -248,6 +250,7 @@ class _Check:
         else:
             apart = (e for e in self.manifest.files if not snapshots.is_blob(self._layout, self.snapshot, e))
             self.findings += [Apart(entry.path) for entry in apart]
+            self.findings += map(Stray, find_strays(self.snapshot, self.manifest))
         self._before = files.read_record(self._layout, self.digest)
         self._suspects = {entry.path for entry in self.manifest.files if not self._fits(entry.path, self._before)}
         order = sorted(self.manifest.files, key=lambda entry: (entry.path not in self._suspects, -entry.size))

@@ -101,6 +101,32 @@ def _link_file(daemon: DaemonProcess) -> None:
     path.symlink_to(path.rename(path.with_name("moved")))
 
 
+def _add_file(daemon: DaemonProcess) -> None:
+    (daemon.path(V1) / "model.safetensors").write_bytes(b"of another model")
+
+
+def _add_below(daemon: DaemonProcess) -> None:
+    (daemon.path(V1) / "b" / ("n" * 255)).write_bytes(b"{}")
+
+
+def _add_folder(daemon: DaemonProcess) -> None:
+    (daemon.path(V1) / "1_Pooling").mkdir()
+    (daemon.path(V1) / "1_Pooling" / "config.json").write_bytes(b"{}")
+
+
+def _add_link(daemon: DaemonProcess) -> None:
+    (daemon.path(V1) / "b" / "adapter_config.json").symlink_to("../a.bin")
+
+
+def _add_oddly_named(daemon: DaemonProcess) -> None:
+    (Path(os.fsdecode(bytes(daemon.path(V1)) + b"/\xff\n.json"))).write_bytes(b"{}")
+
+
+def _link_inner_folder(daemon: DaemonProcess) -> None:
+    folder = daemon.path(V1).resolve() / "b"
+    folder.symlink_to(folder.rename(daemon.layout.root / "elsewhere-again"))
+
+
 def _spoil_manifest(daemon: DaemonProcess) -> None:
     flip(daemon.path(V1) / ".holdfast" / "manifest.json", 5)
 
@@ -155,6 +181,7 @@ def _file_in_place(daemon: DaemonProcess) -> None:
 
 BY_RECORD = [
     *(_touch, _touch_all, _copy_back, _restore_from_backup, _overwrite, _delete, _cut, _link_file),
+    *(_add_file, _add_below, _add_folder, _add_link, _add_oddly_named, _link_inner_folder),
     *(_spoil_manifest, _delete_manifest, _spoil_record, _delete_record),
     *(_link_elsewhere, _link_absolutely, _folder_in_place, _file_in_place, _link_snapshot, _link_folder),
 ]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 from cached.contract.errors import DigestMismatch
 from cached.contract.layout import SnapshotLayout
 from cached.contract.manifest import Manifest
-from cached.contract.snapshot.verify import check_full, hash_file, load_manifest
+from cached.contract.snapshot.verify import check_full, check_record, hash_file, load_manifest
 from tests.support.snapshots import make_public, make_snapshot
 
 WINDOW = 16 << 20
@@ -131,3 +133,36 @@ def test_fewer_threads_than_asked_for_hash_everything(
     left[0] = allowed
     with pytest.raises(DigestMismatch, match=r"5\.bin"):
         check_full(snapshot, manifest, 8)
+
+
+def _link_folder(snapshot: Path) -> None:
+    folder = snapshot / "sub"
+    folder.symlink_to(folder.rename(snapshot.parent / "moved"))
+
+
+STRAYS: dict[str, Callable[[Path], object]] = {
+    "'extra.json'": lambda snapshot: (snapshot / "extra.json").write_bytes(b"{}"),
+    "'sub/extra.json'": lambda snapshot: (snapshot / "sub/extra.json").write_bytes(b"{}"),
+    "'more'": lambda snapshot: (snapshot / "more").mkdir(),
+    "'dangling'": lambda snapshot: (snapshot / "dangling").symlink_to("nowhere"),
+    "'pipe'": lambda snapshot: os.mkfifo(snapshot / "pipe"),
+    "'sub/.holdfast'": lambda snapshot: (snapshot / "sub/.holdfast").mkdir(),
+    "'sub'": _link_folder,
+}
+
+
+@pytest.mark.parametrize("check", [check_record, partial(check_full, threads=2)], ids=["record", "full"])
+@pytest.mark.parametrize("named", STRAYS)
+def test_what_the_manifest_does_not_have_is_a_mismatch(
+    tmp_path: Path, named: str, check: Callable[[SnapshotLayout, Manifest], None]
+) -> None:
+    """Anything beside the manifest's files is refused by name at both levels, wherever it lies and whatever it is: an
+    engine takes what it finds in the folder."""
+    public = make_public(tmp_path / "public")
+    snapshot = public.snapshot(make_snapshot(public, {"a.bin": b"a", "sub/b.bin": b"b"}))
+    manifest = load_manifest(snapshot, None)
+    check(snapshot, manifest)
+    STRAYS[named](snapshot.path)
+    with pytest.raises(DigestMismatch, match="the manifest does not have it") as refused:
+        check(snapshot, manifest)
+    assert refused.value.message.startswith(f"{named}: ")
