@@ -60,6 +60,13 @@ def load_pretrained(
             f"expected a model's folder, found none at {path}",
             "give the path where the model is mounted (HOLDFAST_MODEL_PATH); nothing is downloaded",
         )
+    if (path / "adapter_config.json").is_file():
+        raise Permanent(
+            "unsupported_model",
+            f"{path / 'adapter_config.json'}: expected a model's own weights, found an adapter in its folder, which "
+            "transformers would add to them",
+            "merge the adapter into its base (merge_and_unload), or move it into a folder of its own",
+        )
     config, passed_on = _read_overridden_config(path, overrides)
     model_class, config = _class(path, model_class, config)
     find_accelerator(device)  # raises for a missing device before a byte is read
@@ -111,10 +118,21 @@ def assemble(
     return module, info
 
 
+def _refuse_torchao(path: Path, config: Any) -> None:
+    """Refuse tensors that are put together by the metadata of their files, which transformers reads from a folder."""
+    found = getattr(config, "quantization_config", None)
+    if isinstance(found, Mapping) and found.get("quant_method") == "torchao":
+        raise Permanent(
+            "unsupported_quantization",
+            f"{path}: torchao's tensors are put together from several by transformers' own reader",
+            "load this model with transformers' from_pretrained, or publish it in another format (compressed-tensors)",
+        )
+
+
 def read_config(path: Path, **overrides: Any) -> Any:
     """Read config.json; with `return_unused_kwargs` also return the overrides for which it has no field."""
     try:
-        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False, **overrides)
+        found = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False, **overrides)
     except (*_CONFIG_ERRORS, StrictDataclassError) as error:
         raise Permanent(
             "invalid_config",
@@ -122,6 +140,8 @@ def read_config(path: Path, **overrides: Any) -> Any:
             "check that the model has a config.json for an architecture this transformers "
             f"({transformers.__version__}) knows; code that comes with a model is never run",
         ) from error
+    _refuse_torchao(path, found[0] if isinstance(found, tuple) else found)
+    return found
 
 
 def read_generation_config(path: Path, module: Any) -> None:

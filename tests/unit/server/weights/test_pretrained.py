@@ -286,3 +286,24 @@ def test_a_dtype_that_only_the_weights_tell_is_found(llama: Path, tmp_path: Path
         save_file(tensors, path, {"format": "pt"})
     module: Any = load_pretrained(AutoModelForCausalLM, silent)
     assert {p.dtype for p in module.parameters()} == {torch.float16}
+
+
+def test_an_adapter_in_the_models_folder_is_named(llama: Path, tmp_path: Path) -> None:
+    """A folder whose model transformers would load with the adapter beside it is refused: without it the numbers are
+    others."""
+    adapted = copy_with(llama, tmp_path / "adapted")
+    (adapted / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": 4, "target_modules": ["q_proj"]})
+    )
+    with pytest.raises(Permanent, match=r"adapter_config\.json") as refused:
+        load_pretrained(AutoModelForCausalLM, adapted)
+    assert refused.value.code == "unsupported_model"
+
+
+def test_a_quantization_that_needs_more_than_tensors_is_named(llama: Path, tmp_path: Path) -> None:
+    """torchao's tensors are put together by what the files' headers say, which transformers reads from a folder only:
+    such a checkpoint is refused by that name, whatever is installed."""
+    quantized = copy_with(llama, tmp_path / "ao", quantization_config={"quant_method": "torchao", "quant_type": "int8"})
+    with pytest.raises(Permanent, match="torchao") as refused:
+        load_pretrained(AutoModelForCausalLM, quantized)
+    assert refused.value.code == "unsupported_quantization"
