@@ -201,13 +201,14 @@ class Simulation:
 
     def _open(self, node: _Node) -> bool:
         """Open another blob, while few of the open ones have anything to ask for."""
-        opened = node.blobs[: node.opened]
-        busy = sum(1 for blob in opened if blob.workers or not blob.is_idle)
-        if busy < MAX_OPEN and node.opened < min(MAX_PARKED, len(node.blobs)):
-            node.among |= node.blobs[node.opened].pieces
-            node.opened += 1
-            return True
-        return False
+        if node.opened >= min(MAX_PARKED, len(node.blobs)):
+            return False
+        busy = sum(1 for blob in node.blobs[: node.opened] if blob.workers or not blob.is_idle)
+        if busy >= MAX_OPEN:
+            return False
+        node.among |= node.blobs[node.opened].pieces
+        node.opened += 1
+        return True
 
     def _close(self, node: _Node, blob: _Blob) -> None:
         node.blobs.remove(blob)
@@ -265,12 +266,14 @@ class Simulation:
     def _pump(self, node: _Node) -> None:
         """Let free workers take pieces, each of the open blob that has the fewest workers."""
         able, promised = _list_able(node), node.swarm.find_promised()
+        ranked: list[_Blob] = []  # the able ones, until a request changes their ranks
         while node.requests < _REQUESTS and node.alive:
             blob = next((blob for blob in able if blob.left & promised), None) if promised else None
             if blob is None:
-                blob = min(able, key=_workers_of, default=None)
+                ranked = ranked or sorted(able, key=_workers_of)
+                blob = ranked[0] if ranked else None
                 if (blob is None or blob.workers) and self._open(node):
-                    able = _list_able(node)
+                    able, ranked = _list_able(node), []
                     continue
             if blob is None:
                 break
@@ -278,7 +281,10 @@ class Simulation:
             if request is None:
                 blob.is_idle = True
                 able.remove(blob)
+                if blob in ranked:
+                    ranked.remove(blob)
                 continue
+            ranked = []
             blob.workers += 1
             blob.left ^= 1 << request.piece
             node.requests += 1
@@ -516,18 +522,20 @@ class _Flows:
         """Share every card among its transfers, each as fast as both ends allow: no card sends or receives more than it
         can."""
         sender, receiver, cap = self._sender[places], self._receiver[places], self._cap[places]
-        rates = np.zeros(len(places))
-        grows = np.ones(len(places), dtype=bool)
-        for _ in range(_SHARINGS):
+        ends = ((self._send, sender), (self._receive, receiver))
+        shares = [(card / np.maximum(np.bincount(end, minlength=len(card)), 1))[end] for card, end in ends]
+        more = np.minimum(*shares)
+        rates: np.ndarray = np.minimum(more, cap)
+        for _ in range(_SHARINGS - 1):
+            grows = (more > _LEAST_MORE) & (rates < cap)
+            if not grows.any():
+                break
             more = np.full(len(places), np.inf)
-            for card, end in ((self._send, sender), (self._receive, receiver)):
+            for card, end in ends:
                 rest = card - np.bincount(end, rates, len(card))
                 share = rest / np.maximum(np.bincount(end[grows], minlength=len(card)), 1)
                 more = np.minimum(more, share[end])
             rates = np.minimum(rates + np.where(grows, np.maximum(more, 0.0), 0.0), cap)
-            grows = (more > _LEAST_MORE) & (rates < cap)
-            if not grows.any():
-                break
         return rates
 
 

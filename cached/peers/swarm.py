@@ -8,9 +8,9 @@ the fetch.
 from __future__ import annotations
 
 import random
+from bisect import bisect_left, insort
 from collections import deque
 from dataclasses import dataclass, field
-from statistics import median_low
 
 from cached.peers import bits
 from cached.peers.bits import all_bits, pick
@@ -66,6 +66,28 @@ class _Left:
     reported: bool = field(default=False)
 
 
+class _Recent:
+    """The last `_RATES` of some numbers, and the lower median of these."""
+
+    def __init__(self) -> None:
+        self._numbers: deque[float] = deque()
+        self._sorted: list[float] = []
+
+    @property
+    def count(self) -> int:
+        return len(self._numbers)
+
+    @property
+    def median_low(self) -> float:
+        return self._sorted[(len(self._sorted) - 1) // 2]
+
+    def add(self, number: float) -> None:
+        if len(self._numbers) == _RATES:
+            del self._sorted[bisect_left(self._sorted, self._numbers.popleft())]
+        self._numbers.append(number)
+        insort(self._sorted, number)
+
+
 class Swarm:
     """The state of one node's fetch of one version. `zone` may change: the next announce says it."""
 
@@ -87,9 +109,10 @@ class Swarm:
         self._failed: list[int] = []
         self._neighbours: dict[str, _Neighbour] = {}
         self._left: dict[str, _Left] = {}
-        self._rates: deque[float] = deque(maxlen=_RATES)
-        self._capacities: deque[float] = deque(maxlen=_RATES)  # rates, times the requests served beside
+        self._rates = _Recent()
+        self._capacities = _Recent()  # rates, times the requests served beside
         self._own_rate = self._usual_capacity = 0.0
+        self._offers: tuple[int, int] | None = None  # what neighbours have, and those that may be asked; None: unknown
         self._log, self._since = "", 0
         self._helped_at = now  # by a peer's piece or a grant
         self._promised_at = now  # by a peer that has what is wanted, or a tracker that says it is under way
@@ -104,7 +127,7 @@ class Swarm:
 
     def next_request(self, among: int, now: float) -> PieceRequest | None:
         """Return the next piece of the set `among` to receive; the caller reports it by `received` or `failed`."""
-        wanted = among & ~self.have & ~self._asked
+        wanted = among & ~(self.have | self._asked)
         if not wanted:
             return None
         request = self._choose_granted(wanted)
@@ -117,6 +140,7 @@ class Swarm:
             if request.peer is not None:
                 self._use(request.peer).asked += 1
                 self._at_peers += 1
+                self._offers = None
         return request
 
     def is_alone(self, now: float) -> bool:
@@ -140,11 +164,11 @@ class Swarm:
         neighbour.load = load.serving + load.waiting
         if self._is_slow(rate, load):
             self.leave(request.peer, Reason.SLOW, now)
-        self._rates.append(rate)
-        self._capacities.append(rate * _bound_serving(load))
-        if len(self._rates) >= _FEWEST_RATES:
-            self._own_rate = median_low(self._rates)
-            self._usual_capacity = median_low(self._capacities)
+        self._rates.add(rate)
+        self._capacities.add(rate * _bound_serving(load))
+        if self._rates.count >= _FEWEST_RATES:
+            self._own_rate = self._rates.median_low
+            self._usual_capacity = self._capacities.median_low
 
     def failed(self, request: PieceRequest, reason: Reason | None, now: float) -> None:
         """Take back a piece that was not received, or did not check. `reason`: why its peer is left, None to keep it
@@ -159,10 +183,12 @@ class Swarm:
             self.leave(request.peer, reason, now)
         elif (neighbour := self._neighbours.get(request.peer)) is not None:
             neighbour.have, neighbour.heard_at = 0, now  # it is asked what it has before it is asked for a piece again
+            self._offers = None
 
     def leave(self, peer: str, reason: Reason, now: float) -> None:
         """Ask a peer for nothing for a while, and tell the tracker why."""
         self._neighbours.pop(peer, None)
+        self._offers = None
         self._left[peer] = _Left(now + _LEFT_S, reason)
         for piece in [piece for piece, holder in self._imports.items() if holder == peer]:
             del self._imports[piece]
@@ -213,6 +239,7 @@ class Swarm:
         if neighbour is not None:
             neighbour.have, neighbour.heard_at = have & self._all, now
             neighbour.load = load.serving + load.waiting
+            self._offers = None
 
     def polls(self, among: int, now: float) -> list[str]:
         """Return the neighbours to ask what they have: those not heard for a while that have nothing we want."""
@@ -322,18 +349,32 @@ class Swarm:
 
     def _choose_from_neighbours(self, wanted: int, now: float) -> PieceRequest | None:
         """Return a random piece of the least busy neighbour that has one."""
-        best, equal = None, 0
+        offered, free = self._offers or self._join_offers()
+        if not wanted & offered:
+            return None
+        self._promised_at = now  # also of what cannot be checked yet
         checkable = wanted & self._checkable
+        if not checkable & free:
+            return None
+        best, equal = None, 0
         for each in self._neighbours.values():
-            if not each.have & wanted:
-                continue
-            self._promised_at = now  # also of what cannot be checked yet
             if each.asked >= _OF_ONE or (best is not None and each.load > best.load) or not each.have & checkable:
                 continue
             equal = equal + 1 if best is not None and each.load == best.load else 1
             if equal == 1 or self._rng.random() * equal < 1:
                 best = each
         return None if best is None else PieceRequest(pick(best.have & checkable, self._rng), best.address)
+
+    def _join_offers(self) -> tuple[int, int]:
+        """Return what all neighbours have, and what those have that may be asked: most looks for a piece of a blob find
+        none, and need no more than these."""
+        offered = free = 0
+        for each in self._neighbours.values():
+            offered |= each.have
+            if each.asked < _OF_ONE:
+                free |= each.have
+        self._offers = offered, free
+        return self._offers
 
     def _is_put_off(self, now: float) -> bool:
         """Return whether peers have promised pieces for long and given none, and no tracker granted any: they may be
@@ -349,6 +390,7 @@ class Swarm:
             self._at_peers -= 1
             neighbour = self._use(request.peer)
             neighbour.asked = max(0, neighbour.asked - 1)
+            self._offers = None
 
     def _is_slow(self, rate: float, load: Load) -> bool:
         """Return whether a peer is slow: its bytes come far slower than others', and that is not because it serves many
@@ -367,6 +409,7 @@ class Swarm:
         if len(self._neighbours) >= NEIGHBOURS:
             for least in sorted(self._neighbours.values(), key=lambda each: each.gave)[:_ROTATED]:
                 del self._neighbours[least.address]
+            self._offers = None
         for each in self._neighbours.values():
             each.gave = 0
         return NEIGHBOURS - len(self._neighbours)

@@ -6,7 +6,7 @@ request that does not fit the queue is refused at once, and its node asks anothe
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from enum import Enum
 from typing import Generic, TypeVar
 
@@ -33,7 +33,7 @@ class Uploads(Generic[Token]):
         self._waiting: dict[str, deque[Token]] = {}  # by peer
         self._count = 0
         self._served: dict[str, int] = {}  # the turn in which a peer was served last
-        self._serving: Counter[str] = Counter()
+        self._serving: dict[str, int] = {}  # by peer
         self._served_now = 0
         self._turn = 0
 
@@ -82,10 +82,10 @@ class Uploads(Generic[Token]):
         return True
 
     def _rank(self, peer: str) -> tuple[int, int]:
-        return self._serving[peer], self._served.get(peer, 0)
+        return self._serving.get(peer, 0), self._served.get(peer, 0)
 
     def _begin(self, peer: str) -> None:
-        self._serving[peer] += 1
+        self._serving[peer] = self._serving.get(peer, 0) + 1
         self._served_now += 1
         self._turn += 1
         self._served.pop(peer, None)
