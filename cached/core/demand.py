@@ -106,13 +106,13 @@ class _Ask:
 
 @dataclass(frozen=True, slots=True)
 class VersionDemand:
-    """The demand for one version: a want, a refusal, or neither. `verdicts`: the errors of pins that cannot be met;
+    """The demand for one version: a want, a refusal, or neither. `refused_pins`: the errors of pins that cannot be met;
     each concerns only the pods and pulls with that pin. `forbidden`: by namespace, the errors of pods that the catalog
     does not give the model to."""
 
     want: Want | None
     refused: Permanent | None
-    verdicts: Mapping[Digest, Permanent]
+    refused_pins: Mapping[Digest, Permanent]
     forbidden: Mapping[str, Permanent]
 
 

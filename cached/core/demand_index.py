@@ -25,7 +25,7 @@ class DemandIndex:
     def __init__(self) -> None:
         self._wants: dict[ModelRef, Want] = {}
         self._refused: dict[ModelRef, Permanent] = {}
-        self._verdicts: dict[ModelRef, Mapping[Digest, Permanent]] = {}
+        self._refused_pins: dict[ModelRef, Mapping[Digest, Permanent]] = {}
         self._forbidden: dict[ModelRef, Mapping[str, Permanent]] = {}
         self.demand = Demand(self._wants, self._refused)
         self._catalog = EMPTY_CATALOG
@@ -41,7 +41,7 @@ class DemandIndex:
     ) -> set[ModelRef]:
         """Update the demand and return the versions that were computed again.
 
-        `versions`: the requested ones, perhaps with others. `changed`: those whose pods, pulls or verdicts changed
+        `versions`: the requested ones, perhaps with others. `changed`: those whose pods, pulls or refused pins changed
         since the last update.
         """
         concerned = set(changed)
@@ -53,9 +53,9 @@ class DemandIndex:
             self._compute(versions.get(ref) or Version(ref))
         return concerned
 
-    def get_verdicts(self, ref: ModelRef) -> Mapping[Digest, Permanent]:
+    def get_refused_pins(self, ref: ModelRef) -> Mapping[Digest, Permanent]:
         """Return the errors of the pins of a version that cannot be met."""
-        return self._verdicts.get(ref, {})
+        return self._refused_pins.get(ref, {})
 
     def get_forbidden(self, ref: ModelRef) -> Mapping[str, Permanent]:
         """Return the errors of the pods that the catalog does not give a version to, by namespace."""
@@ -64,11 +64,11 @@ class DemandIndex:
     def _compute(self, version: Version) -> None:
         ref, pulls = version.ref, [pull.want for pull in version.pulls]
         outcome = compute_version_demand(
-            self._catalog, ref, version.pods, pulls, version.verdicts, prefetched=ref in self._prefetched
+            self._catalog, ref, version.pods, pulls, version.refused_pins, prefetched=ref in self._prefetched
         )
         _set_or_remove(self._wants, ref, outcome.want)
         _set_or_remove(self._refused, ref, outcome.refused)
-        _set_or_remove(self._verdicts, ref, outcome.verdicts or None)
+        _set_or_remove(self._refused_pins, ref, outcome.refused_pins or None)
         _set_or_remove(self._forbidden, ref, outcome.forbidden or None)
 
 

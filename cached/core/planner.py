@@ -121,7 +121,7 @@ def plan_versions(
     """Return the steps of some versions, without evictions: first those that release resources, then fetches by
     urgency. The steps of one version depend on no other, so a caller may plan the changed versions only.
 
-    `met`: those that are on the node as wanted, without a pending recheck. `failed`: permanent failures with their
+    `met`: those that are on the node as wanted, without a pending refresh. `failed`: permanent failures with their
     want, and refusals with the reported error; a retry starts when the want changes or the caller removes the entry.
     """
     cancels: list[VersionStep] = []

@@ -123,7 +123,7 @@ class NodeState:
 
     def find_refused_pins(self, ref: ModelRef) -> Mapping[Digest, HoldfastError]:
         """Return the errors of the pins of a version that cannot be met."""
-        return self.index.get_verdicts(ref)
+        return self.index.get_refused_pins(ref)
 
     def count_refused(self) -> Counter[str]:
         """Return the number of pods that a person must correct something for, by the code of the refusal."""
@@ -133,7 +133,7 @@ class NodeState:
     def _find_pod_refusal(self, pod: PodWant) -> Permanent | None:
         refused = self.index.get_forbidden(pod.ref).get(pod.namespace) or self.index.demand.refused.get(pod.ref)
         if refused is None and pod.pin is not None:
-            return self.index.get_verdicts(pod.ref).get(pod.pin)
+            return self.index.get_refused_pins(pod.ref).get(pod.pin)
         return refused
 
     # --- waits -----------------------------------------------------------------------------------------------------
@@ -191,8 +191,8 @@ class NodeState:
     def compute_short_bytes(self, free: int) -> int:
         """Return the bytes that must become free beside those `free` now before the fetches that are short of space
         can go on."""
-        short = self.versions.short_of_space
-        needed = sum(max(0, version.needs_bytes - self._fetches.stake(version.ref).total()) for version in short)
+        held = {each.ref: self._fetches.compute_space(each.ref).total() for each in self.versions.short_of_space}
+        needed = sum(max(0, self.versions.get(ref).needs_bytes - size) for ref, size in held.items())
         return max(0, needed - free)
 
     def compute_shortage(self, ref: ModelRef, blocked: Blocked) -> Shortage:
@@ -201,7 +201,7 @@ class NodeState:
         shortage = self._ledger.compute_shortage(blocked.error)
         if not isinstance(blocked.error, NoSpace):
             return shortage
-        found = self.versions.get(ref).needs_bytes - self._fetches.stake(ref).total()
+        found = self.versions.get(ref).needs_bytes - self._fetches.compute_space(ref).total()
         return replace(shortage, bytes=max(shortage.bytes, found))
 
     def find_need(self, ref: ModelRef) -> tuple[int, int] | None:

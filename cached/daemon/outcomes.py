@@ -47,14 +47,14 @@ class VersionStatuses:
             self._status_files.drop(version.ref)
 
     def show_refusals(
-        self, version: Version, verdicts: Mapping[Digest, Permanent], forbidden: Mapping[str, Permanent]
+        self, version: Version, refused_pins: Mapping[Digest, Permanent], forbidden: Mapping[str, Permanent]
     ) -> None:
         """Show the waiting pods whose pin cannot be met, and those whose namespace the catalog does not give the
         version to; pulls have their own answers."""
-        pinned = {pod.pin for pod in version.pods if pod.pin is not None and pod.pin in verdicts}
+        pinned = {pod.pin for pod in version.pods if pod.pin is not None and pod.pin in refused_pins}
         self._status_files.set_refusals(
             version.ref,
-            {str(pin): StatusError.of(verdicts[pin]) for pin in pinned},
+            {str(pin): StatusError.of(refused_pins[pin]) for pin in pinned},
             {namespace: StatusError.of(error) for namespace, error in forbidden.items()},
         )
 

@@ -118,7 +118,7 @@ class Reconciler:
     def resume(self, pins: Mapping[ModelRef, Digest | None]) -> None:
         """Fetch versions that were unfinished at the last stop, or lost since, like pulls."""
         for ref, pin in pins.items():
-            self._resume(ref, pin, recheck=False)
+            self._resume(ref, pin, refresh=False)
         self._work.set()
 
     def pull(self, ref: ModelRef, pin: Digest | None, *, refresh: bool) -> Pull:
@@ -143,7 +143,7 @@ class Reconciler:
             now = "not known without a fetch" if found.digest is None else str(found.digest)
             _log.warning("%s: its source has other content now: here %s, there %s", ref, found.held, now)
         if found.changed and entry.follow:
-            self._resume(ref, None, recheck=True)
+            self._resume(ref, None, refresh=True)
         self._dirty.add(ref)
         self._work.set()
 
@@ -211,8 +211,8 @@ class Reconciler:
         dirty, self._dirty = self._dirty, set()
         self._statuses.compare(dirty, self._state.catalog)
         for ref in dirty:
-            verdicts, forbidden = self._state.index.get_verdicts(ref), self._state.index.get_forbidden(ref)
-            self._statuses.show_refusals(self._versions.get(ref), verdicts, forbidden)
+            refused_pins, forbidden = self._state.index.get_refused_pins(ref), self._state.index.get_forbidden(ref)
+            self._statuses.show_refusals(self._versions.get(ref), refused_pins, forbidden)
         updates = {ref: self._make_update(ref) for ref in dirty}
         self._carry_out(self._versions.handle_all(updates, self._clock()))
         for step in self._plan_versions(dirty):
@@ -378,7 +378,9 @@ class Reconciler:
 
     def _make_update(self, ref: ModelRef) -> messages.DemandUpdated:
         want, refused = self._demand.wants.get(ref), ref in self._demand.refused
-        return messages.DemandUpdated(want, refused, self._state.index.get_verdicts(ref), self._state.find_held(ref))
+        return messages.DemandUpdated(
+            want, refused, self._state.index.get_refused_pins(ref), self._state.find_held(ref)
+        )
 
     def _plan_versions(self, refs: Collection[ModelRef]) -> tuple[VersionStep, ...]:
         wants, versions = self._demand.wants, {ref: self._versions.get(ref) for ref in refs}
@@ -398,7 +400,7 @@ class Reconciler:
             fetching=self._versions.fetching,
             space=self._ledger.compute_use(),
             shortages={ref: self._compute_shortage(ref, blocked) for ref, blocked in self._versions.blocked},
-            fetch_space={ref: self._fetches.stake(ref) for ref in self._versions.fetching},
+            fetch_space={ref: self._fetches.compute_space(ref) for ref in self._versions.fetching},
             high_watermark=self._high,
             low_watermark=self._low,
         )
@@ -524,8 +526,8 @@ class Reconciler:
         """Return the current priority of a fetch."""
         return self._versions.fetching.get(want.ref, want).priority
 
-    def _resume(self, ref: ModelRef, pin: Digest | None, *, recheck: bool) -> None:
-        self._handle(ref, messages.Resumed(_make_pull(ref, pin, refresh=False), recheck))
+    def _resume(self, ref: ModelRef, pin: Digest | None, *, refresh: bool) -> None:
+        self._handle(ref, messages.Resumed(_make_pull(ref, pin, refresh=False), refresh))
 
     # --- space -----------------------------------------------------------------------------------------------------
 
@@ -550,7 +552,7 @@ class Reconciler:
         """Return what must be free for a blocked fetch, and record the bytes that it needs in all."""
         shortage = self._state.compute_shortage(ref, blocked)
         if isinstance(blocked.error, NoSpace):
-            self._handle(ref, messages.NeedFound(self._fetches.stake(ref).total() + shortage.bytes))
+            self._handle(ref, messages.NeedFound(self._fetches.compute_space(ref).total() + shortage.bytes))
         return shortage
 
     # --- the inventory ---------------------------------------------------------------------------------------------

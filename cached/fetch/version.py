@@ -191,7 +191,7 @@ class VersionFetches:
             for each in self._running.get(ref, ())
         ]
 
-    def stake(self, ref: ModelRef) -> FetchSpace:
+    def compute_space(self, ref: ModelRef) -> FetchSpace:
         """Return the disk space of a running fetch of `ref`: committed, reserved, and left by earlier attempts."""
         left = self._claims.partials_of(ref) - self._downloads.busy()
         return FetchSpace(
@@ -264,7 +264,7 @@ class VersionFetches:
                 )
             return Published(digest, manifest, source.display)
         except NoSpace as error:
-            self._ledger.require_capacity(self.stake(want.ref).total() + error.needed_bytes)
+            self._ledger.require_capacity(self.compute_space(want.ref).total() + error.needed_bytes)
             raise
         finally:
             await source.aclose()
@@ -428,7 +428,7 @@ class VersionFetches:
         """Return the error of a stream that ran out of space, with the bytes of the other missing blobs added."""
         failed = [each.spec.key for each in awaited if each.result.done() and each.result.exception() is not None]
         needed = error.needed_bytes + sum({key.id: key.size or 0 for key in failed}.values())
-        return NoSpace(needed, min(needed, sum(self.stake(ref).left.values())), self._ledger.compute_use())
+        return NoSpace(needed, min(needed, sum(self.compute_space(ref).left.values())), self._ledger.compute_use())
 
     def _join_pool(
         self, wanted: Sequence[WantedFile], known: Mapping[str, Verified], holders: Holders | None

@@ -16,7 +16,7 @@ from cached.core.demand import Demand, PodWant, PullWant, Want, compute_version_
 class WholeDemand(Demand):
     """The demand, and the errors of the pins that cannot be met."""
 
-    verdicts: Mapping[tuple[ModelRef, Digest], Permanent]
+    refused_pins: Mapping[tuple[ModelRef, Digest], Permanent]
 
 
 def compute_demand(
@@ -31,7 +31,7 @@ def compute_demand(
     prefetched = prefetched_versions(catalog, node_labels)
     wants: dict[ModelRef, Want] = {}
     refused: dict[ModelRef, Permanent] = {}
-    verdicts: dict[tuple[ModelRef, Digest], Permanent] = {}
+    refused_pins: dict[tuple[ModelRef, Digest], Permanent] = {}
     for ref in sorted({*(pod.ref for pod in pods), *(pull.ref for pull in pulls), *prefetched}):
         outcome = compute_version_demand(
             catalog,
@@ -45,5 +45,5 @@ def compute_demand(
             wants[ref] = outcome.want
         if outcome.refused is not None:
             refused[ref] = outcome.refused
-        verdicts.update({(ref, pin): error for pin, error in outcome.verdicts.items()})
-    return WholeDemand(wants, refused, verdicts)
+        refused_pins.update({(ref, pin): error for pin, error in outcome.refused_pins.items()})
+    return WholeDemand(wants, refused, refused_pins)

@@ -78,8 +78,8 @@ def handle(version: Version, event: Event, now: float) -> Result:
     match event:
         case Pulled(pull, held):
             return _pull(version, pull, held=held)
-        case Resumed(pull, recheck):
-            return replace(version, pulls=version.pulls or (pull,), recheck=version.recheck or recheck), ()
+        case Resumed(pull, refresh):
+            return replace(version, pulls=version.pulls or (pull,), refresh_due=version.refresh_due or refresh), ()
         case PodsSeen():
             return _see_pods(version, event, now)
         case DemandUpdated():
@@ -102,8 +102,8 @@ def handle(version: Version, event: Event, now: float) -> Result:
 
 
 def _pull(version: Version, pull: Pull, *, held: bool) -> Result:
-    recheck = version.recheck or (pull.refresh and held)
-    version = replace(version, pulls=(*version.pulls, pull), counted=False, recheck=recheck)
+    refresh_due = version.refresh_due or (pull.refresh and held)
+    version = replace(version, pulls=(*version.pulls, pull), counted=False, refresh_due=refresh_due)
     if version.fetch is None:
         return _forget_failures(version), (ShowIdle(version.ref),) if version.failure is not None else ()
     if pull.refresh:
@@ -128,9 +128,9 @@ def _see_pods(version: Version, seen: PodsSeen, now: float) -> Result:
 
 def _update_demand(version: Version, update: DemandUpdated, now: float) -> Result:
     ref, want, held = version.ref, update.want, update.held
-    if version.recheck and (want is None or held is None):
-        version = replace(version, recheck=False)
-    version, steps = _refuse_pins(version, update.verdicts)
+    if version.refresh_due and (want is None or held is None):
+        version = replace(version, refresh_due=False)
+    version, steps = _refuse_pins(version, update.refused_pins)
     met = version.is_met(want, held)
     if want is not None and not version.counted:
         steps += (CountWant(ref, "hit" if met else "miss" if version.fetch is None else "joined"),)
@@ -154,9 +154,11 @@ def _end_wait(version: Version, now: float) -> Result:
     return replace(version, waiting_since=None), (CountWait(version.ref, now - version.waiting_since),)
 
 
-def _refuse_pins(version: Version, verdicts: Mapping[Digest, Permanent]) -> Result:
+def _refuse_pins(version: Version, refused_pins: Mapping[Digest, Permanent]) -> Result:
     """Answer the pulls whose pins cannot be met, and no others."""
-    wrong = [(pull, verdicts[pull.want.pin]) for pull in version.pulls if pull.want.pin and pull.want.pin in verdicts]
+    wrong = [
+        (pull, refused_pins[pull.want.pin]) for pull in version.pulls if pull.want.pin and pull.want.pin in refused_pins
+    ]
     return _close(version, [replace(pull, error=error) for pull, error in wrong])
 
 
@@ -258,7 +260,7 @@ def _end_pause(version: Version) -> Result:
 
 
 def _pass_time(version: Version, now: float) -> Result:
-    """End a pause, a failure or a verdict that is due; drop the verdicts on pins that no pod has."""
+    """End a pause, a failure or the refusal of a pin that is due; drop the refusals of pins that no pod has."""
     pinned = {pod.pin for pod in version.pods}
     wrong = tuple(
         replace(each, lapsed=True) if each.retry_at <= now else each
@@ -296,9 +298,9 @@ def _handle_end(version: Version, event: TryEnd, now: float) -> Result:
 
 
 def _arrive(version: Version, digest: Digest | None) -> Result:
-    """Keep the verdicts on other pins: another try would fetch the same content again."""
+    """Keep the refusals of other pins: another try would fetch the same content again."""
     wrong = tuple(each for each in version.wrong_pins if each.pin != digest)
-    version, ended = _end(replace(version, recheck=False, failures=0, wrong_pins=wrong), Inactive())
+    version, ended = _end(replace(version, refresh_due=False, failures=0, wrong_pins=wrong), Inactive())
     return version, (*ended, ShowIdle(version.ref))
 
 
@@ -320,15 +322,15 @@ def _fail(version: Version, fetch: Fetch, failed: TryFailed, now: float) -> Resu
 
 def _fail_for_good(version: Version, fetch: Fetch, failed: TryFailed, now: float) -> Result:
     """End a fetch by a permanent error. A wrong pin fails for the pods and pulls with that pin only; the refresh that
-    another pull asked for stays due. A recheck of content that still meets the want fails for its refreshing pulls
+    another pull asked for stays due. A refresh of content that still meets the want fails for its refreshing pulls
     only; any other error fails the version."""
     ref, error, want = version.ref, failed.error, fetch.want
-    rechecked, version = version.recheck, replace(version, recheck=False)
+    refreshed, version = version.refresh_due, replace(version, refresh_due=False)
     if isinstance(error, PinMismatch) and want.pin is not None and not want.pin_promised:
-        still = rechecked and any(pull.refresh and pull.want.pin != want.pin for pull in version.pulls)
-        version, ended = _end_and_show(_judge_pin(replace(version, recheck=still), want.pin, error, now))
+        still = refreshed and any(pull.refresh and pull.want.pin != want.pin for pull in version.pulls)
+        version, ended = _end_and_show(_judge_pin(replace(version, refresh_due=still), want.pin, error, now))
         return version, (LogFailure(ref, error), *ended)
-    if rechecked and meets(failed.held, failed.want):
+    if refreshed and meets(failed.held, failed.want):
         version, told = _close(
             replace(version, failures=0), [replace(pull, error=error) for pull in version.pulls if pull.refresh]
         )
@@ -366,7 +368,7 @@ def _end_and_show(version: Version) -> Result:
 
 
 def _forget_failures(version: Version) -> Version:
-    """Reset failures and verdicts, as before the first try."""
+    """Reset failures and refused pins, as before the first try."""
     return replace(version, state=Inactive(), failures=0, wrong_pins=())
 
 

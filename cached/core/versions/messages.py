@@ -29,10 +29,10 @@ class Pulled:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The daemon pulls the version, unless a pull is open. `recheck`: its source has other content than the node."""
+    """The daemon pulls the version, unless a pull is open. `refresh`: its source has other content than the node."""
 
     pull: Pull
-    recheck: bool
+    refresh: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,11 @@ class PodsSeen:
 
 @dataclass(frozen=True, slots=True)
 class DemandUpdated:
-    """The current demand for the version: a want, a refusal, or neither; and verdicts on pins."""
+    """The current demand for the version: a want, a refusal, or neither; and the pins that are refused."""
 
     want: Want | None
     refused: bool
-    verdicts: Mapping[Digest, Permanent]
+    refused_pins: Mapping[Digest, Permanent]
     held: Held | None
 
 

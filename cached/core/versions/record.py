@@ -34,7 +34,7 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class WrongPin:
-    """The verdict on a pin that the catalog does not promise; it concerns the pods and pulls with that pin. `lapsed`:
+    """The refusal of a pin that the catalog does not promise; it concerns the pods and pulls with that pin. `lapsed`:
     it is tried again; `failures` so far give the time until the try after that."""
 
     pin: Digest
@@ -144,9 +144,9 @@ class Version:
     """The record of one version.
 
     `pods`: those of this node that want it, `waiting_since` when the first of them began to wait. `pulls`: the open
-    ones. `failures`: permanent failures in a row. `recheck`: resolve it again, although the node has it. `counted`: its
-    want is in the metrics. `pulled_pin`: the pin of the last pull that was met. `needs_bytes`: the least disk space in
-    all, found by tries that had too little.
+    ones. `failures`: permanent failures in a row. `refresh_due`: resolve it again, although the node has it. `counted`:
+    its want is in the metrics. `pulled_pin`: the pin of the last pull that was met. `needs_bytes`: the least disk space
+    in all, found by tries that had too little.
     """
 
     ref: ModelRef
@@ -156,7 +156,7 @@ class Version:
     pulls: tuple[Pull, ...] = ()
     wrong_pins: tuple[WrongPin, ...] = ()
     failures: int = 0
-    recheck: bool = False
+    refresh_due: bool = False
     counted: bool = False
     pulled_pin: Digest | None = None
     needs_bytes: int = 0
@@ -180,7 +180,7 @@ class Version:
                 return None
 
     @property
-    def verdicts(self) -> dict[Digest, Permanent]:
+    def refused_pins(self) -> dict[Digest, Permanent]:
         """The errors of the pins that cannot be met."""
         return {wrong.pin: wrong.error for wrong in self.wrong_pins if not wrong.lapsed}
 
@@ -194,8 +194,8 @@ class Version:
         return min(at, default=inf)
 
     def is_met(self, want: Want | None, held: Held | None) -> bool:
-        """Return whether `held` meets `want` without a pending recheck."""
-        return not self.recheck and meets(held, want)
+        """Return whether `held` meets `want` without a pending refresh."""
+        return not self.refresh_due and meets(held, want)
 
 
 def meets(held: Held | None, want: Want | None) -> bool:

@@ -120,7 +120,7 @@ class VersionTable:
         return [step for ref in self._queue.admit(first) for step in self._apply(ref, Admitted(), now)]
 
     def take_changed_asks(self) -> set[ModelRef]:
-        """Return the versions whose pods, pulls or verdicts changed since the last call."""
+        """Return the versions whose pods, pulls or refused pins changed since the last call."""
         changed, self._asks_changed = self._asks_changed, set()
         return changed
 
@@ -238,7 +238,7 @@ class VersionTable:
 
 
 def _asks(version: Version) -> object:
-    return version.pods, [pull.want for pull in version.pulls], version.verdicts
+    return version.pods, [pull.want for pull in version.pulls], version.refused_pins
 
 
 def _set_member(refs: set[ModelRef], ref: ModelRef, *, present: bool) -> None:

@@ -452,7 +452,7 @@ class Lives(RuleBasedStateMachine):
     def _demand(self) -> Demand:
         versions = self.node.state.versions.records.values()
         pulls = [pull.want for version in versions for pull in version.pulls]
-        failed = {(version.ref, pin): error for version in versions for pin, error in version.verdicts.items()}
+        failed = {(version.ref, pin): error for version in versions for pin, error in version.refused_pins.items()}
         return compute_demand(self.node.catalog, self.node.cluster.pods(), pulls, {}, failed)
 
     def _capacity(self) -> int:

@@ -204,4 +204,4 @@ def test_order_does_not_matter(pods: list[PodWant], pulls: list[PullWant]) -> No
     assert {ref: e.code for ref, e in demand.refused.items()} == {ref: e.code for ref, e in again.refused.items()}
     assert not demand.wants.keys() & demand.refused.keys()
     asked = {pod.ref for pod in pods} | {pull.ref for pull in pulls} | {ModelRef("everywhere", "v1")}
-    assert demand.wants.keys() | demand.refused.keys() | {ref for ref, _ in demand.verdicts} == asked
+    assert demand.wants.keys() | demand.refused.keys() | {ref for ref, _ in demand.refused_pins} == asked

@@ -173,7 +173,7 @@ class Node:
         refs, self.dirty = self.dirty | set(self.table.records), set()
         wants, refused = self.demand.wants, self.demand.refused
         looks = {
-            ref: DemandUpdated(wants.get(ref), ref in refused, self.index.get_verdicts(ref), self.held.get(ref))
+            ref: DemandUpdated(wants.get(ref), ref in refused, self.index.get_refused_pins(ref), self.held.get(ref))
             for ref in refs
         }
         self.do(self.table.handle_all(looks, self.now))
@@ -560,7 +560,7 @@ def test_a_success_keeps_the_verdicts_on_other_pins(node: Node) -> None:
         node.publish(A)
     node.refresh()
     assert node.held.keys() == node.table.records.keys() == {A}
-    assert node.table.get(A).verdicts.keys() == {WRONG}
+    assert node.table.get(A).refused_pins.keys() == {WRONG}
     assert not node.tries
 
 
