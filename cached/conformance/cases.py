@@ -222,7 +222,7 @@ async def truncated(place: Place, puller: Puller) -> None:
             front.cut(1000, choose=place.is_bytes)
         digest = await puller.fetch(source, found)
         expect(digest == digest_of(FILES), "expected the whole file after a cut answer")
-        expect(bool(puller.observer.failures), "expected the cut answer to count as a failure")
+        expect(bool(puller.metrics.failures), "expected the cut answer to count as a failure")
 
 
 async def throttled(place: Place, puller: Puller) -> None:
@@ -265,7 +265,7 @@ async def expired_in_the_middle(place: Place, puller: Puller) -> None:
         found = await source.resolve()
         place.fronts[-1].before(place.expire, choose=place.is_bytes, skip=1)
         expect(await puller.fetch(source, found) == digest_of(files), "expected the version in spite of the end")
-        expect(bool(puller.observer.failures), "expected a refusal of what had ended", puller.observer.failures)
+        expect(bool(puller.metrics.failures), "expected a refusal of what had ended", puller.metrics.failures)
 
 
 async def credentials_never_told(place: Place, puller: Puller) -> None:

@@ -37,7 +37,7 @@ _PATIENCE_S = 120.0
 
 
 @dataclass
-class _Observer:
+class _Metrics:
     """Counts what the downloads tell."""
 
     received_bytes: int = 0
@@ -70,12 +70,12 @@ class Puller:
         self.layout = Layout(root)
         recovery.prepare(self.layout)
         self.client = HttpClient(HttpSettings(header_timeout_s=20.0, stall_window_s=20.0))
-        self.observer = _Observer()
+        self.metrics = _Metrics()
         self._workers = Workers(
             self.layout,
             self.client,
             WorkerSettings(_CONNECTIONS, _CONNECTIONS, None, Sealing.NONE),
-            self.observer,
+            self.metrics,
             DigestJournal(self.layout.digests, {}),
         )
 

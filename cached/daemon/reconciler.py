@@ -39,7 +39,7 @@ from cached.core.versions.messages import Event, Step
 from cached.core.versions.record import Blocked, Pull
 from cached.daemon.metrics import DaemonMetrics
 from cached.daemon.node_state import NodeState
-from cached.daemon.outcomes import VersionStatuses
+from cached.daemon.version_statuses import VersionStatuses
 from cached.fetch.downloads import Downloads
 from cached.fetch.resolving.comparison import SourceComparison
 from cached.fetch.version import Published, VersionFetches

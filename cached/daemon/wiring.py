@@ -272,7 +272,7 @@ def _make_fetches(
         status_files=node.status_files,
         publisher=publisher,
         blocking=node.blocking,
-        observer=node.metrics,
+        metrics=node.metrics,
         trace=cold_starts or NoFetchTrace(),
         lister=lister,
         pool=pool,

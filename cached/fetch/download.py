@@ -69,7 +69,7 @@ class DownloadWorkers(AttemptResources, Protocol):
     peer_client: HttpClient
     limit: BandwidthLimit
     at_work: AtWork
-    observer: DownloadMetrics
+    metrics: DownloadMetrics
 
     def outranked(self, download: Download) -> bool:
         """Return whether a more urgent download could use this worker now."""
@@ -278,7 +278,7 @@ class Download:
             raise _Interrupted(assignment.segment, None) from error
         except HoldfastError as error:
             if error.code == "digest_mismatch":
-                self._workers.observer.verify_failed("peer")
+                self._workers.metrics.verify_failed("peer")
             self._supply.failed(assignment, error)
             return assignment.segment
         if body is None:  # preempted
@@ -318,7 +318,7 @@ class Download:
                         self._fill(attempt, body, view)
                     finally:
                         length = body.received - before
-                        self._workers.observer.received(_PEER, length)
+                        self._workers.metrics.received(_PEER, length)
                     if length < len(view):
                         raise Transient("bad_response", f"{self.spec.name}: a peer's piece ended early", "")
                     hasher.update(view)
@@ -393,7 +393,7 @@ class Download:
         finally:
             length = body.received - before
             is_proxied = isinstance(body, Body) and body.is_proxied
-            self._workers.observer.received(_PROXY if is_proxied else self.spec.kind, length)
+            self._workers.metrics.received(_PROXY if is_proxied else self.spec.kind, length)
             attempt.has_proxied_bytes = attempt.has_proxied_bytes or (is_proxied and length > 0)
             if length < wanted and end is not None:
                 length -= length % ALIGNMENT  # the next segment must begin where O_DIRECT can write
@@ -445,7 +445,7 @@ class Download:
                 if not self._addresses.mark_refused(target, error.code):
                     raise
                 refusal = error
-            self._workers.observer.fetch_failed(self.spec.kind, refusal.code)
+            self._workers.metrics.fetch_failed(self.spec.kind, refusal.code)
             following = self._addresses.current(cancellation)
             if not isinstance(following, HttpTarget):
                 break
@@ -540,7 +540,7 @@ class Download:
                 self._failures = self._bad_responses = 0
 
     def _retry_or_fail(self, attempt: AnyAttempt, error: HoldfastError) -> None:
-        self._workers.observer.fetch_failed(self.spec.kind, error.code)
+        self._workers.metrics.fetch_failed(self.spec.kind, error.code)
         with self._lock:
             self.last_error = error
             now = time.monotonic()
@@ -571,7 +571,7 @@ class Download:
         error = outcome.exception()
         if error is None:
             if self._started is not None:
-                self._workers.observer.fetched(self.spec.kind, time.monotonic() - self._started)
+                self._workers.metrics.fetched(self.spec.kind, time.monotonic() - self._started)
             self.last_error = None
             if attempt.chain is not None:
                 self._supply.note_chain(attempt.chain)
@@ -590,14 +590,14 @@ class Download:
                 self._addresses.drop()
                 again = self._wrong_digests < MAX_WRONG_DIGESTS
         if from_proxy and isinstance(error, DigestMismatch) and self.spec.sha256 is not None:
-            self._workers.observer.verify_failed(_PROXY)
+            self._workers.metrics.verify_failed(_PROXY)
             self._workers.client.distrust(self.spec.sha256, self.spec.name)
         elif from_peers and isinstance(error, DigestMismatch):
-            self._workers.observer.verify_failed("peer")
+            self._workers.metrics.verify_failed("peer")
             self._supply.distrust()
         elif isinstance(error, HoldfastError) and error.code == "digest_mismatch":
-            self._workers.observer.verify_failed("fetch")
-            self._workers.observer.fetch_failed(self.spec.kind, error.code)
+            self._workers.metrics.verify_failed("fetch")
+            self._workers.metrics.fetch_failed(self.spec.kind, error.code)
             self.last_error = error
         if self._cancelled:
             self._settle(Cancelled())
@@ -609,7 +609,7 @@ class Download:
     def _finish_with(self, error: HoldfastError) -> None:
         """Fail without an attempt, after measuring the partial blob on this thread."""
         self.left_bytes = allocated_bytes(self._workers.layout.ingest / self.spec.key.id)
-        self._workers.observer.fetch_failed(self.spec.kind, error.code)
+        self._workers.metrics.fetch_failed(self.spec.kind, error.code)
         self._settle(error)
 
     def _settle(self, outcome: Verified | BaseException) -> None:

@@ -163,7 +163,7 @@ class VersionFetches:
         status_files: StatusFiles,
         publisher: Publisher,
         blocking: Blocking,
-        observer: FetchMetrics,
+        metrics: FetchMetrics,
         trace: FetchTrace,
         lister: SourceLister,
         pool: PoolNode | None = None,
@@ -178,7 +178,7 @@ class VersionFetches:
         self._publisher = publisher
         self._claims = publisher.claims
         self._blocking = blocking
-        self._observer = observer
+        self._metrics = metrics
         self._trace = trace
         self._lister = lister
         self._running: dict[ModelRef, list[_Awaited]] = {}  # what each fetch waits for
@@ -300,7 +300,7 @@ class VersionFetches:
             report_left_out(fetch.want, verdict.left_out)
             return _Resolved(fetch, listing, verdict, wanted)
         except HoldfastError as error:
-            self._observer.fetch_failed(source.kind, error.code)
+            self._metrics.fetch_failed(source.kind, error.code)
             raise
 
     async def _ask_pool(self, fetch: _VersionFetch, pin: Digest, ask: _PoolQuestion) -> VersionAtPeers | None:
@@ -308,7 +308,7 @@ class VersionFetches:
         pool = self._pool
         if pool is None:
             return None
-        count_wrong = partial(self._observer.verify_failed, "peer")
+        count_wrong = partial(self._metrics.verify_failed, "peer")
         try:
             async with asyncio.timeout(_POOL_S):
                 return await call_in_thread(lambda cancellation: ask(pool, pin, count_wrong, cancellation))
@@ -513,7 +513,7 @@ class VersionFetches:
         """Return those of these small files that nodes with the version sent, by sha256."""
         pool, digest = self._pool, fetch.digest
         sizes = {each.spec.sha256: each.spec.key.size for each in wanted if each.spec.sha256 and each.spec.key.size}
-        count_wrong = partial(self._observer.verify_failed, "peer")
+        count_wrong = partial(self._metrics.verify_failed, "peer")
 
         def receive(cancellation: Cancellation) -> Mapping[str, bytes]:
             assert pool is not None

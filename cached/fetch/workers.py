@@ -71,14 +71,14 @@ class Workers:
         layout: Layout,
         client: HttpClient,
         settings: WorkerSettings,
-        observer: DownloadMetrics,
+        metrics: DownloadMetrics,
         journal: DigestJournal,
     ) -> None:
         self.layout = layout
         self.sealing = settings.sealing
         self.client = client
         self.peer_client = HttpClient(settings.peer_http)
-        self.observer = observer
+        self.metrics = metrics
         self.journal = journal
         self.at_work = AtWork(time.monotonic)
         self.limit = BandwidthLimit(settings.bandwidth, time.monotonic, time.sleep)

@@ -22,6 +22,7 @@ from cached.contract.reference import ModelRequest
 from cached.contract.snapshot.verify import check_full, check_record, load_manifest
 from cached.contract.status import ModelStatus, State
 from sidecar.gate import daemon_status, exit_codes
+from sidecar.gate.doubts import GateDoubts, Identity
 from sidecar.gate.probe import GateReadiness, Probe
 from sidecar.gate.progress import (
     EventOutput,
@@ -34,7 +35,6 @@ from sidecar.gate.progress import (
 )
 from sidecar.gate.settings import GateOptions, parse
 from sidecar.gate.snapshot import ChangingSnapshot, HeldSnapshot, InvalidLink, hold_snapshot, still_named
-from sidecar.gate.verdict import GateDoubts, Identity
 from sidecar.gate.wakeup import FolderWatch, Wakeup
 
 if TYPE_CHECKING:  # loaded with `--log-format json` only

@@ -43,7 +43,7 @@ def noise() -> bytes:
 
 
 class Counts:
-    """An observer that remembers."""
+    """Metrics that remember."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

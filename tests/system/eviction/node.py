@@ -422,7 +422,7 @@ class Node:
             status_files=self.status_files,
             publisher=self.publisher,
             blocking=pool,
-            observer=metrics,
+            metrics=metrics,
             lister=SourceLister(self.origin.open, metrics, 600.0),
         )
         self.state = NodeState(

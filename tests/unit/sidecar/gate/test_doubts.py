@@ -11,8 +11,8 @@ from cached.contract.layout import PublicLayout, SnapshotLayout
 from cached.contract.reference import ModelRequest
 from cached.contract.snapshot import doubt
 from cached.contract.status import State
+from sidecar.gate.doubts import BEAT_S, MOST_DOUBTS, SIGN_S, GateDoubts
 from sidecar.gate.exit_codes import MISMATCH, Confirmed, code_of
-from sidecar.gate.verdict import BEAT_S, MOST_DOUBTS, SIGN_S, GateDoubts
 from tests.support.gates import FILES, REF, Gates
 from tests.support.snapshots import link_model, make_snapshot, write_heartbeat, write_status
 
