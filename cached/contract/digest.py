@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 from cached.contract.errors import InvalidReference
 
@@ -13,15 +13,20 @@ _PREFIX = "sha256:"
 _REMEDY = "copy the digest that `holdfast publish` printed"
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Digest:
-    """A sha256 as 64 hexadecimal digits; `str()` returns the form with the prefix."""
-
+class _Digits(NamedTuple):
     hex: str
 
-    def __post_init__(self) -> None:
-        if not _HEX.fullmatch(self.hex):
-            raise InvalidReference(f"expected 64 lower-case hexadecimal digits, found {self.hex[:80]!r}", _REMEDY)
+
+class Digest(_Digits):
+    """A sha256 as 64 hexadecimal digits; `str()` returns the form with the prefix. A tuple for what `ModelRef` is one
+    for."""
+
+    __slots__ = ()
+
+    def __new__(cls, hex: str) -> Self:
+        if not _HEX.fullmatch(hex):
+            raise InvalidReference(f"expected 64 lower-case hexadecimal digits, found {hex[:80]!r}", _REMEDY)
+        return tuple.__new__(cls, (hex,))
 
     @classmethod
     def parse(cls, text: str) -> Digest:
@@ -39,9 +44,6 @@ class Digest:
     def log_fields(self) -> dict[str, str]:
         """What an event of the log says of it."""
         return {"digest": str(self)}
-
-    def __hash__(self) -> int:
-        return hash(self.hex)  # a str caches its hash, a tuple does not
 
     def __str__(self) -> str:
         return _PREFIX + self.hex

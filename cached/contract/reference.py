@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple, Self
 
 from cached.contract.digest import Digest
 from cached.contract.errors import InvalidReference
@@ -21,16 +22,21 @@ _NAME_REMEDY = (
 )
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ModelRef:
-    """One version of one model. The constructor validates."""
-
+class _Reference(NamedTuple):
     name: str
     version: str
 
-    def __post_init__(self) -> None:
-        check_name(self.name)
-        check_version(self.version)
+
+class ModelRef(_Reference):
+    """One version of one model. The constructor validates. A tuple, which is hashed and compared without a call of
+    Python: a start of thousands of versions looks up each of them some fifty times."""
+
+    __slots__ = ()
+
+    def __new__(cls, name: str, version: str) -> Self:
+        check_name(name)
+        check_version(version)
+        return tuple.__new__(cls, (name, version))
 
     @classmethod
     def parse(cls, text: str) -> ModelRef:
@@ -56,9 +62,6 @@ class ModelRef:
     def drop_name(self, text: str) -> str:
         """Return the message `text` without this reference at its beginning, for a line that begins with it already."""
         return text.removeprefix(f"{self}: ")
-
-    def __hash__(self) -> int:
-        return hash(self.name) ^ hash(self.version)  # a str caches its hash, a tuple does not
 
     def __str__(self) -> str:
         return f"{self.name}@{self.version}"
