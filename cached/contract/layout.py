@@ -6,7 +6,7 @@ Law: names only, no access to the disk. A pod sees `PublicLayout` only.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cached.contract.digest import Digest
@@ -78,6 +78,10 @@ class Layout:
     """The whole root, as the daemon sees it."""
 
     root: Path
+    public: PublicLayout = field(init=False, repr=False, compare=False)  # made once: a path costs as much as a stat
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "public", PublicLayout(self.root / "public"))
 
     @property
     def version(self) -> Path:
@@ -86,10 +90,6 @@ class Layout:
     @property
     def private(self) -> Path:
         return self.root / "private"
-
-    @property
-    def public(self) -> PublicLayout:
-        return PublicLayout(self.root / "public")
 
     @property
     def ingest(self) -> Path:

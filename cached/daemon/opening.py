@@ -144,7 +144,8 @@ def adopt_statuses(
     unfinished |= {ref: None for ref in lost if ref not in before}
     for ref, digest in inventory.models.items():
         last = before.get(ref)
-        inventory.adopt(ref, _find_old_source(None if last is None else last.status, digest))
+        if ref not in inventory.fetched:
+            inventory.adopt(ref, _find_old_source(None if last is None else last.status, digest))
         pinned, record = last is not None and last.status.pinned, inventory.fetched[ref]
         version = AdoptedVersion(digest, inventory.size(ref), pinned, record.source, record.verdict)
         status_files.adopt_ready(ref, version, is_exact=last is not None and last.is_exact)

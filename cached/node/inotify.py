@@ -54,7 +54,7 @@ class Inotify:
     def fileno(self) -> int:
         return self._descriptor
 
-    def add(self, folder: Path, mask: int) -> int:
+    def add(self, folder: str | Path, mask: int) -> int:
         """Watch a folder, no symlink; return the watch's number, which is the old one if it is watched already.
         Blocking. Raises OSError."""
         flags = mask | _IN_ONLYDIR | _IN_DONT_FOLLOW

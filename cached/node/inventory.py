@@ -56,8 +56,7 @@ class Inventory:
         self.links = recovered.links.copy()
         self.shared = set(self.links.find_above(1))
         self.pins = read_pins(layout)
-        public = os.fspath(layout.public.path)  # as text: paths as objects cost a start more than the calls
-        self.last_used = {ref: _find_last_use(public, ref, digest) for ref, digest in self.models.items()}
+        self.last_used = _find_last_uses(layout, self.models)
         self.leased: frozenset[Digest] = frozenset()
         self.snapshots_changed = asyncio.Event()
         self._changed_snapshots: set[Digest] = set()
@@ -77,9 +76,8 @@ class Inventory:
         self.last_used[ref] = time.monotonic()
 
     def adopt(self, ref: ModelRef, source: str) -> None:
-        """Add a fetch record if a version of an older release has none; `source`: from its status, or empty."""
-        if ref not in self.fetched:
-            self.fetched[ref] = fetch_records.unknown(self.models[ref], source)
+        """Add a fetch record to a version of an older release, which has none; `source`: from its status, or empty."""
+        self.fetched[ref] = fetch_records.unknown(self.models[ref], source)
 
     def add_snapshot(self, digest: Digest, manifest: Manifest) -> None:
         """Add a snapshot, whether or not a name points at it."""
@@ -175,12 +173,16 @@ class Inventory:
             del self._names[digest]
 
 
-def _find_last_use(public: str, ref: ModelRef, digest: Digest) -> float:
-    """Return the last use from the files' mtimes; a future time, after a clock was set back, counts as now."""
-    used = os.lstat(f"{public}/models/{ref.path_segment}/{ref.version}").st_mtime
-    with contextlib.suppress(FileNotFoundError):
-        used = max(used, os.lstat(f"{public}/snapshots/{digest.hex}/.holdfast/lease").st_mtime)
-    return time.monotonic() - max(0.0, time.time() - used)
+def _find_last_uses(layout: Layout, models: Mapping[ModelRef, Digest]) -> dict[ModelRef, float]:
+    """Return the last uses from the files' mtimes; a future time, after a clock was set back, counts as now."""
+    public = os.fspath(layout.public.path)  # as text: paths as objects cost a start more than the calls
+    found, clock, now = {}, time.monotonic(), time.time()
+    for ref, digest in models.items():
+        used = os.lstat(f"{public}/models/{ref.path_segment}/{ref.version}").st_mtime
+        with contextlib.suppress(FileNotFoundError):
+            used = max(used, os.lstat(f"{public}/snapshots/{digest.hex}/.holdfast/lease").st_mtime)
+        found[ref] = clock - max(0.0, now - used)
+    return found
 
 
 class _Blobs(Mapping[str, int]):
@@ -247,9 +249,9 @@ def list_entries(
 def find_leased(layout: Layout, digests: Iterable[Digest], used: Collection[Digest]) -> frozenset[Digest]:
     """Return the leased ones of these snapshots, and set the mtimes of their lease files, and of those in `used`, to
     now. Blocking."""
-    held = set()
+    held, snapshots = set(), os.fspath(layout.public.snapshots)
     for digest in digests:
-        path = layout.public.snapshot(digest).lease
+        path = f"{snapshots}/{digest.hex}/.holdfast/lease"
         try:
             if lease.is_held(path):
                 held.add(digest)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from enum import Enum, auto
-from pathlib import Path
+from enum import IntEnum, auto
+from typing import NamedTuple
 
 from cached.contract.digest import Digest, is_hex
 from cached.contract.layout import TEMPORARY_PREFIX, Layout
@@ -33,7 +33,7 @@ _LEASE = "lease"
 _HEARTBEAT = "daemon.json"
 
 
-class _Kind(Enum):
+class _Kind(IntEnum):
     """What a watched folder is."""
 
     TREE = auto()  # one that always exists
@@ -62,30 +62,37 @@ _MASKS = {
 _OPTIONAL = frozenset({_Kind.RECORDS, _Kind.FILES, _Kind.BLOBS})  # polled one by one
 
 
-@dataclass(frozen=True, slots=True)
-class _Place:
+class _Place(NamedTuple):
     """A folder: its own name in the tree, `digest` of a snapshot, `segment` of a name's folder or of blobs."""
 
     kind: _Kind
     segment: str = ""
     digest: Digest | None = None
 
-    def find_path(self, layout: Layout) -> Path:
-        public = layout.public
-        match self.kind:
-            case _Kind.TREE:
-                return layout.root / self.segment
-            case _Kind.SNAPSHOTS:
-                return public.snapshots
-            case _Kind.MODELS | _Kind.MODEL:
-                return public.models / self.segment
-            case _Kind.STATUS | _Kind.STATUSES:
-                return public.status / self.segment
-            case _Kind.BLOBS:
-                return layout.blobs / self.segment
-        assert self.digest is not None
-        snapshot = public.snapshot(self.digest)
-        return snapshot.path if self.kind is _Kind.FILES else snapshot.manifest.parent
+    def find_path(self, parents: Mapping[_Kind, str]) -> str:
+        """Return the path of the folder; `parents`: those of `_list_parents`."""
+        parent = parents[self.kind]
+        if self.digest is not None:
+            path = f"{parent}/{self.digest.hex}"
+            return path if self.kind is _Kind.FILES else f"{path}/.holdfast"
+        return f"{parent}/{self.segment}" if self.segment else parent
+
+
+def _list_parents(layout: Layout) -> dict[_Kind, str]:
+    """Return the folder that has those of each kind, as text: a path as an object costs as much as a watch."""
+    public = layout.public
+    parents = {
+        _Kind.TREE: layout.root,
+        _Kind.SNAPSHOTS: public.snapshots,
+        _Kind.MODELS: public.models,
+        _Kind.MODEL: public.models,
+        _Kind.STATUS: public.status,
+        _Kind.STATUSES: public.status,
+        _Kind.RECORDS: public.snapshots,
+        _Kind.FILES: public.snapshots,
+        _Kind.BLOBS: layout.blobs,
+    }
+    return {kind: os.fspath(parent) for kind, parent in parents.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +136,7 @@ class TreeWatch:
 
     def __init__(self, layout: Layout, loop: asyncio.AbstractEventLoop) -> None:
         self._layout = layout
+        self._parents = _list_parents(layout)
         self._loop = loop
         self.changed = asyncio.Event()
         self.rung = asyncio.Event()
@@ -202,7 +210,7 @@ class TreeWatch:
             return False
         assert self._inotify is not None
         try:
-            watch = self._inotify.add(place.find_path(self._layout), _MASKS[place.kind])
+            watch = self._inotify.add(place.find_path(self._parents), _MASKS[place.kind])
         except (FileNotFoundError, NotADirectoryError):
             raise
         except OSError as error:

@@ -31,6 +31,7 @@ from cached.store.disk import durable, verity
 _log = logging.getLogger(__name__)
 
 ROTTEN = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EILSEQ, errno.ENODATA})  # a read of corrupt data
+_RECORDS = ("manifest.json", "verified.json", "lease")
 NEVER = "1970-01-01T00:00:00Z"  # in the record of a file that was put back
 
 
@@ -48,16 +49,20 @@ def is_named(layout: Layout, refs: Collection[ModelRef], digest: Digest) -> bool
     whatever its size."""
     public = os.fspath(layout.public.path)  # as text: paths as objects cost more than the calls
     snapshot = f"{public}/snapshots/{digest.hex}"
-    folders = [snapshot, *{f"{public}/models/{ref.path_segment}" for ref in refs}]
-    records = [f"{snapshot}/.holdfast/{name}" for name in ("manifest.json", "verified.json", "lease")]
     try:
-        if not all(stat.S_ISDIR(os.lstat(folder).st_mode) for folder in folders):
+        for ref in refs:
+            if not stat.S_ISDIR(os.lstat(f"{public}/models/{ref.path_segment}").st_mode):
+                return False
+            if not _is_name(layout, ref, digest):
+                return False
+        if not stat.S_ISDIR(os.lstat(snapshot).st_mode):
             return False
-        return all(_is_name(layout, ref, digest) for ref in refs) and all(
-            stat.S_ISREG(os.lstat(path).st_mode) for path in records
-        )
+        for name in _RECORDS:
+            if not stat.S_ISREG(os.lstat(f"{snapshot}/.holdfast/{name}").st_mode):
+                return False
     except (OSError, HoldfastError):  # missing or replaced
         return False
+    return True
 
 
 def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest: Manifest) -> Restored:

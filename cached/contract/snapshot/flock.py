@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 
-def is_locked(path: Path, flags: int) -> bool:
+def is_locked(path: str | Path, flags: int) -> bool:
     """Return whether `path`, opened with `flags`, is locked now, shared or not; False where it is missing. Locks it
     itself for a moment. Raises OSError."""
     try:

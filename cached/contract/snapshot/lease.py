@@ -67,7 +67,7 @@ def take_exclusive(path: Path) -> Lease | None:
         return _take(path, fcntl.LOCK_EX)
 
 
-def is_held(path: Path) -> bool:
+def is_held(path: str | Path) -> bool:
     """Return whether the lease at `path` has a holder now. Raises OSError."""
     with _probe:
         return is_locked(path, _OPEN)
