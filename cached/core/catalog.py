@@ -188,6 +188,8 @@ class _Choice:
 
 def _choice(fields: Mapping[str, yaml.Node], around: _Choice) -> _Choice:
     """Return the entry's own `for`, `require` and `trust`, where it has them (null: none), else those around it."""
+    if fields.keys().isdisjoint(_DEFAULT_KEYS):
+        return around
     return _Choice(
         _preset(fields["for"]) if "for" in fields else around.preset,
         _requires_loadable(fields["require"]) if "require" in fields else around.require_loadable,
@@ -258,6 +260,7 @@ def _with_versions(
     model: CatalogModel, node: yaml.Node | None, known: Catalog, rejected: list[Rejection]
 ) -> CatalogModel:
     last_good = known.models[model.name].versions if model.name in known.models else {}
+    around = _Choice(model.preset, model.require_loadable, model.trust)
     good: dict[str, CatalogVersion] = {}
     bad: set[str] = set()
     for key, value in _version_pairs(node):
@@ -267,7 +270,7 @@ def _with_versions(
             rejected.append(Rejection(where, nodes.line_of(key), "this version is listed twice; the first stands"))
             continue
         try:
-            good[version] = _version(model, key, value, known.default_source)
+            good[version] = _version(model, around, key, value, known.default_source)
         except InvalidNode as error:
             rejected.append(Rejection(where, error.line, error.reason))
             if version in last_good:
@@ -286,8 +289,9 @@ def _version_pairs(node: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Nod
 
 
 def _version(
-    model: CatalogModel, key: yaml.Node, value: yaml.Node | None, default_source: str | None
+    model: CatalogModel, around: _Choice, key: yaml.Node, value: yaml.Node | None, default_source: str | None
 ) -> CatalogVersion:
+    """`around`: the model's `for`, `require` and `trust`."""
     version = _version_text(key)
     fields = nodes.fields(value, "a version", _VERSION_KEYS)
     template = _template(fields.get("source")) or model.source or default_source
@@ -295,16 +299,8 @@ def _version(
         raise InvalidNode(nodes.line_of(key), "no `source`: neither the version, nor its model, nor `defaults` has one")
     follow = nodes.flag(fields["follow"], "`follow`") if "follow" in fields else model.follow
     link = nodes.flag(fields["link"], "`link`") if "link" in fields else model.link
-    found = _apply(model, ModelRef(model.name, version), template, _digest(fields.get("digest")))
-    choice = _choice(fields, _Choice(model.preset, model.require_loadable, model.trust))
-    return replace(
-        found,
-        follow=follow,
-        preset=choice.preset,
-        require_loadable=choice.require_loadable,
-        trust=choice.trust,
-        link=link,
-    )
+    ref, choice = ModelRef(model.name, version), _choice(fields, around)
+    return _apply(model, ref, template, choice, digest=_digest(fields.get("digest")), follow=follow, link=link)
 
 
 def _version_text(node: yaml.Node) -> str:
@@ -355,10 +351,20 @@ def _find(model: CatalogModel, version: str, default_source: str | None) -> Cata
     template = model.source or default_source
     if listed is not None or version in model.rejected or template is None or "{version}" not in template:
         return listed
-    return _apply(model, ModelRef(model.name, version), template, None)
+    ref, choice = ModelRef(model.name, version), _Choice(model.preset, model.require_loadable, model.trust)
+    return _apply(model, ref, template, choice, digest=None, follow=model.follow, link=model.link)
 
 
-def _apply(model: CatalogModel, ref: ModelRef, template: str, digest: Digest | None) -> CatalogVersion:
+def _apply(
+    model: CatalogModel,
+    ref: ModelRef,
+    template: str,
+    choice: _Choice,
+    *,
+    digest: Digest | None,
+    follow: bool,
+    link: bool,
+) -> CatalogVersion:
     source = template.replace("{name}", ref.name).replace("{version}", ref.version)
     return CatalogVersion(
         ref=ref,
@@ -367,11 +373,11 @@ def _apply(model: CatalogModel, ref: ModelRef, template: str, digest: Digest | N
         include=model.include,
         exclude=model.exclude,
         keep=model.pin,
-        follow=model.follow,
-        preset=model.preset,
-        require_loadable=model.require_loadable,
-        trust=model.trust,
-        link=model.link,
+        follow=follow,
+        preset=choice.preset,
+        require_loadable=choice.require_loadable,
+        trust=choice.trust,
+        link=link,
     )
 
 

@@ -104,6 +104,9 @@ class _Ask:
     pin: Digest | None = field(compare=False)
 
 
+_PREFETCHED = _Ask(Priority.PREFETCH, "prefetch", None)
+
+
 @dataclass(frozen=True, slots=True)
 class VersionDemand:
     """The demand for one version: a want, a refusal, or neither. `refused_pins`: the errors of pins that cannot be met;
@@ -138,7 +141,7 @@ def compute_version_demand(
     asks = [_Ask(Priority.WAITING, f"pod {pod.pod}", pod.pin) for pod in pods if pod.namespace not in forbidden]
     asks += [_Ask(Priority.PULL, "pull", pull.pin) for pull in pulls]
     if prefetched:
-        asks.append(_Ask(Priority.PREFETCH, "prefetch", None))
+        asks.append(_PREFETCHED)
     if not asks:
         return VersionDemand(None, next(iter(forbidden.values()), None), {}, forbidden)
     entry = catalog.find(ref)
@@ -197,7 +200,7 @@ def is_met(pod: PodWant, models: Mapping[ModelRef, Digest]) -> bool:
 def prefetched_versions(catalog: Catalog, node_labels: Mapping[str, str]) -> frozenset[ModelRef]:
     """Return the versions that the catalog prefetches on a node with these labels."""
     return frozenset(
-        ModelRef(model.name, version)
+        model.versions[version].ref if version in model.versions else ModelRef(model.name, version)
         for model in catalog.models.values()
         if model.node_selector.items() <= node_labels.items()
         for version in model.prefetch

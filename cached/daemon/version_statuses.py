@@ -99,8 +99,9 @@ class VersionStatuses:
         """Return whether the catalog, a pod, or the last met pull promises the digest on the node."""
         digest = self._inventory.models[version.ref]
         entry = None if catalog is None else catalog.find(version.ref)
-        promised = {entry.digest if entry is not None else None, version.pulled_pin, *(pod.pin for pod in version.pods)}
-        return digest in promised
+        if entry is not None and entry.digest == digest:
+            return True
+        return version.pulled_pin == digest or any(pod.pin == digest for pod in version.pods)
 
     def _ready(self, ref: ModelRef, *, pinned: bool) -> None:
         inventory = self._inventory

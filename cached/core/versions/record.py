@@ -7,7 +7,7 @@ try has ended.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import inf
 
 from cached.contract.digest import Digest
@@ -135,6 +135,7 @@ class Stopping:
     refused: Permanent | None = None
 
 
+_INACTIVE = Inactive()
 Fetching = Queued | Running | Paused | Blocked | Stopping
 VersionState = Inactive | Failed | RefusedWants | Fetching
 
@@ -150,7 +151,7 @@ class Version:
     """
 
     ref: ModelRef
-    state: VersionState = field(default_factory=Inactive)
+    state: VersionState = _INACTIVE
     pods: tuple[PodWant, ...] = ()
     waiting_since: float | None = None
     pulls: tuple[Pull, ...] = ()

@@ -187,7 +187,7 @@ class VersionTable:
 
     def _keep(self, before: Version, after: Version) -> None:
         ref = after.ref
-        if after == Version(ref):
+        if not after.counted and after == Version(ref):  # nearly all that are wanted were counted
             self._records.pop(ref, None)
         else:
             self._records[ref] = after
