@@ -165,6 +165,24 @@ class ModelStatus:
             verdict=verdict,
         )
 
+    def is_of_held(self, ref: ModelRef, digest: str, size: int, *, pinned: bool, source: str, verdict: Verdict) -> bool:
+        """Return whether it is what `of_held` makes of these, whatever its times."""
+        return (
+            self.state is State.READY
+            and self.model == ref.name
+            and self.version == ref.version
+            and self.digest == self.held == digest
+            and self.bytes_total == self.bytes_done == size
+            and self.pinned == pinned
+            and self.source == source
+            and self.verdict == verdict
+            and self.rate_bytes_per_s is None
+            and self.eta_s is None
+            and self.error is None
+            and self.stale is None
+            and not (self.refused_pins or self.refused_namespaces or self.bytes_from_peers)
+        )
+
     @property
     def is_checked_again(self) -> bool:
         """Whether the held files are hashed again now."""

@@ -240,20 +240,13 @@ class StatusFiles:
         digest = str(ready.digest)
         self._contents[ref] = _Content(digest, None, {}, {}, ready.verdict)
         old = self._statuses.get(ref)
-        if old is not None and is_exact:
-            fresh = ModelStatus.of_held(
-                ref,
-                digest,
-                ready.size,
-                pinned=ready.pinned,
-                source=ready.source,
-                since=old.since,
-                updated=old.updated,
-                verdict=ready.verdict,
-            )
-            if fresh == old:
-                return
-        self.set_ready(ref, ready.digest, ready.size, pinned=ready.pinned, source=ready.source)
+        pinned, source, verdict = ready.pinned, ready.source, ready.verdict
+        if old is None or not is_exact:
+            is_right = False
+        else:
+            is_right = old.is_of_held(ref, digest, ready.size, pinned=pinned, source=source, verdict=verdict)
+        if not is_right:
+            self.set_ready(ref, ready.digest, ready.size, pinned=pinned, source=source)
 
     def drop(self, ref: ModelRef) -> None:
         """Remove the status and the file of a version that is neither published nor wanted."""
@@ -395,9 +388,15 @@ class StatusFiles:
 
     def _sweep(self) -> None:
         def sweep() -> None:
-            kept = frozenset(self._public.model_status(ref) for ref in self._current())
-            for path in [path for path in self._public.status.glob("*/*") if path not in kept]:
-                self._unlink(path)
+            kept: dict[str, set[str]] = {}
+            for ref in self._current():
+                kept.setdefault(ref.path_segment, set()).add(f"{ref.version}.json")
+            status = self._public.status
+            with os.scandir(status) as entries:
+                folders = [entry.name for entry in entries if entry.is_dir()]
+            for folder in folders:
+                for name in set(os.listdir(status / folder)).difference(kept.get(folder, ())):
+                    self._unlink(status / folder / name)
 
         self._try(sweep)
 

@@ -246,12 +246,14 @@ def read_statuses(layout: Layout, recovered: Recovered) -> dict[ModelRef, FoundS
     folder = os.fspath(layout.public.status)
     for ref in _list_refs(layout.public.status, ".json"):
         path = f"{folder}/{ref.path_segment}/{ref.version}.json"
-        with contextlib.suppress(OSError, HoldfastError):  # truncated by a crash: a current version's is rewritten
-            noted = recovered.statuses.get(ref)
+        noted = recovered.statuses.get(ref)
+        try:
             if noted is not None and index.stamp_file(path) == noted.stamp:
                 statuses[ref] = FoundStatus(noted.make_status(ref, recovered.manifests[noted.digest]), True)
             else:
                 statuses[ref] = read_status(path)
+        except (OSError, HoldfastError):  # truncated by a crash: a current version's is rewritten
+            continue
     return statuses
 
 

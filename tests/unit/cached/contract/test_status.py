@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.loadable.findings import Finding
+from cached.contract.reference import ModelRef
 from cached.contract.status import (
     DaemonStatus,
     LeftOut,
     ModelStatus,
+    Stale,
     State,
     StatusError,
     Verdict,
@@ -23,6 +25,7 @@ from cached.contract.status import (
     parse_timestamp,
     timestamp,
 )
+from cached.contract.trust import Trust
 
 STATUS = ModelStatus(
     model="acme/m",
@@ -70,6 +73,26 @@ def test_a_status_reads_back(error: HoldfastError) -> None:
         "remedy": error.remedy,
         "permanent": error.permanent,
     }
+
+
+def test_a_status_of_a_held_version_is_known_in_every_field() -> None:
+    """`is_of_held` is true of what `of_held` makes, and of nothing that differs from it in a field but the times."""
+    ref, verdict = ModelRef("acme/m", "v1"), Verdict(trust=Trust.CHECKED)
+    held = ModelStatus.of_held(
+        ref, "sha256:1", 10, pinned=True, source="s3://b/", since="then", updated="now", verdict=verdict
+    )
+
+    def is_known(status: ModelStatus) -> bool:
+        return status.is_of_held(ref, "sha256:1", 10, pinned=True, source="s3://b/", verdict=verdict)
+
+    assert is_known(replace(held, since="earlier", updated="later"))
+    others = replace(STATUS, model="m", version="v2", pinned=False, stale=Stale("catalog_changed", None, "then"))
+    others = replace(others, eta_s=1.0, error=StatusError("code", "message", "remedy", False), bytes_from_peers=1)
+    refused = {"sha256:2": StatusError("code", "message", "remedy", True)}
+    others = replace(others, held=None, bytes_total=11, refused_pins=refused, refused_namespaces=refused)
+    for each in fields(ModelStatus):
+        if each.name not in ("since", "updated"):
+            assert not is_known(replace(held, **{each.name: getattr(others, each.name)})), each.name
 
 
 def test_a_heartbeat_reads_back() -> None:
