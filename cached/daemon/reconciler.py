@@ -101,6 +101,7 @@ class Reconciler:
             None  # the pods and the inventory at the last look
         )
         self._work = asyncio.Event()
+        self.has_planned = asyncio.Event()  # with a catalog, at least once
         self._evictions_resume_at = -inf
         self.unlisted_pods: Transient | None = None  # why the last eviction could not ask for the pods
         self._sweep_is_due = True  # there may be unused blobs: at first, those of an earlier daemon
@@ -215,7 +216,7 @@ class Reconciler:
             self._statuses.show_refusals(self._versions.get(ref), refused_pins, forbidden)
         updates = {ref: self._make_update(ref) for ref in dirty}
         self._carry_out(self._versions.handle_all(updates, self._clock()))
-        for step in self._plan_versions(dirty):
+        for step in self._plan_versions(updates):
             self._apply(step)
         self._update_demand(self._state.catalog)  # without the answered pulls
         for ref in dirty:
@@ -287,6 +288,8 @@ class Reconciler:
                     self._work.clear()
                     try:
                         await self._reconcile()
+                        if self._state.catalog is not None:
+                            self.has_planned.set()
                         self._has_failed = False
                         self._log_once.log_recovery("planning")
                     except HoldfastError as error:  # the disk fails: `run_retries` plans again
@@ -382,12 +385,13 @@ class Reconciler:
             want, refused, self._state.index.get_refused_pins(ref), self._state.find_held(ref)
         )
 
-    def _plan_versions(self, refs: Collection[ModelRef]) -> tuple[VersionStep, ...]:
-        wants, versions = self._demand.wants, {ref: self._versions.get(ref) for ref in refs}
+    def _plan_versions(self, updates: Mapping[ModelRef, messages.DemandUpdated]) -> tuple[VersionStep, ...]:
+        """Return the steps of the versions of `updates`, which their records have handled."""
+        versions = {ref: self._versions.get(ref) for ref in updates}
         return planner.plan_versions(
-            Demand(_among(refs, wants), _among(refs, self._demand.refused)),
-            {ref for ref, version in versions.items() if version.is_met(wants.get(ref), self._state.find_held(ref))},
-            _among(refs, self._versions.fetching),
+            Demand(_among(updates, self._demand.wants), _among(updates, self._demand.refused)),
+            {ref for ref, update in updates.items() if versions[ref].is_met(update.want, update.held)},
+            _among(updates, self._versions.fetching),
             {ref: version.failure for ref, version in versions.items() if version.failure is not None},
         )
 

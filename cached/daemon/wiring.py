@@ -58,6 +58,7 @@ if TYPE_CHECKING:  # gRPC is loaded with --csi only
 
 _log = logging.getLogger("holdfast")
 
+_FIRST_LOOK_S = 2.0  # until the first look at the root, where nothing is planned before
 _LISTING_STALLS = 20  # stall timeouts for a listing of many pages: ten minutes at the default of 30 s
 
 
@@ -210,7 +211,7 @@ def _list_upkeep_tasks(
     """Return the tasks that keep what is here right: compared with the disk, hashed again, and indexed."""
     inspection = _make_inspection(node, fetching, marks)
     tasks = {
-        "inspection": inspection.run(),
+        "inspection": _inspect(inspection, fetching.reconciler),
         "recount": inspection.run_recounts(),
         "recheck": recheck.run(),
         "doubts": _make_doubts(node, recheck, inspection).run(),
@@ -221,6 +222,14 @@ def _list_upkeep_tasks(
         node.metrics.add_scrub(scrub.compute_oldest_age_s, config.scrub_period_s)
         tasks["scrub"] = scrub.run()
     return tasks
+
+
+async def _inspect(inspection: Inspection, reconciler: Reconciler) -> None:
+    """Look after the root, from the first plan on: both need the processor, and pods wait for the plan."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_FIRST_LOOK_S):
+            await reconciler.has_planned.wait()
+    await inspection.run()
 
 
 class _VolumePlanner:

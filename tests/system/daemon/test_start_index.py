@@ -86,6 +86,14 @@ def test_what_was_changed_by_hand_is_put_back(held: DaemonProcess, name: str) ->
     assert _BELIEVED in held.log()
 
 
+def test_what_is_deleted_is_put_back_without_a_catalog(held: DaemonProcess) -> None:
+    """A start that has no catalog, and so never plans, looks after the root all the same."""
+    held.catalog.unlink()
+    held.listen()
+    held.layout.public.model_link(ONE).unlink()
+    held.wait(lambda: _is_back(held, ONE), "the deleted name")
+
+
 def _is_back(daemon: DaemonProcess, ref: ModelRef) -> bool:
     try:
         return _read(daemon, ref) == _FILES[ref.name]
