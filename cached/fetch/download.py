@@ -208,7 +208,7 @@ class Download:
                 self._arriving.pop(threading.get_ident(), None)
             attempt.end_segment(rest)
 
-    def crash(self, cause: Exception) -> None:
+    def crash(self, cause: BaseException) -> None:
         """Fail with an unexpected error of a worker."""
         error = limits.find_limit_error(cause, self.spec.name) or Permanent(
             "internal", f"{self.spec.name}: {cause!r}", "report this with the daemon's log"

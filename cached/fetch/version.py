@@ -225,8 +225,9 @@ class VersionFetches:
             return failure
 
     async def _fetch(self, want: Want, urgency: Callable[[], int], got_space: Callable[[int, int], None]) -> Published:
-        source, before = await self._blocking.run(self._open, want)
+        source = await self._lister.open(want.source)
         try:
+            before = await self._blocking.run(fetch_records.read, self._layout, want.ref)
             self._status_files.resolve(want.ref, source.display, want.pin)
             resolved_at = timestamp(time.time())
             fetch = _VersionFetch(want, source, before, urgency, got_space)
@@ -268,11 +269,6 @@ class VersionFetches:
             raise
         finally:
             await source.aclose()
-
-    def _open(self, want: Want) -> tuple[Source, FetchRecord | None]:
-        """Return the source, and the record of the version that has the name now."""
-        before = fetch_records.read(self._layout, want.ref)
-        return self._lister.open(want.source), before
 
     async def _resolve(self, fetch: _VersionFetch) -> _Resolved:
         """Return what the version consists of; raises `PinMismatch` if the promised digests of its source already

@@ -168,7 +168,7 @@ class Workers:
             return False
         try:
             download.receive_once()
-        except Exception as error:  # noqa: BLE001 - a dead thread would cost a connection
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a dead thread would cost a connection
             _log.exception("downloading %s", download.spec.name)
             download.crash(error)
         finally:

@@ -24,8 +24,10 @@ from cached.node.cluster import AnnotatedPod, Cluster
 from cached.node.inventory import Inventory
 from cached.node.status_files import StatusFiles
 from cached.sources.base import Source
+from cached.transport.connection.thread_call import call_in_thread
 
 _SHOWN = 10
+_OPENING_S = 5.0  # an import takes half a second; a plugin may block for ever
 
 
 class Explanations:
@@ -125,10 +127,11 @@ class Explanations:
         }
 
     async def _describe_source(self, uri: str) -> str | None:
-        """Return a source as it is shown; None for one that cannot be opened, which its status tells."""
+        """Return a source as it is shown; None for one that cannot be opened in time, which its status tells."""
         try:
-            source = self._open_source(uri)
-        except HoldfastError:
+            async with asyncio.timeout(_OPENING_S):
+                source = await call_in_thread(lambda _cancellation: self._open_source(uri))
+        except (HoldfastError, TimeoutError):
             return None
         try:
             return source.display

@@ -60,7 +60,7 @@ class SourceComparer:
         held = self._find_published(entry.ref)
         if held is None:
             return None
-        source = await self._blocking.run(self._lister.open, entry.source)
+        source = await self._lister.open(entry.source)
         try:
             if last is not None and last.held == held[0].digest and await self._lister.is_current(source, last.tag):
                 return last

@@ -1,6 +1,6 @@
 """Open and list the source of a version, in bounded time.
 
-Law: sources open in a thread, and list on the event loop; each listing counts.
+Law: sources open in threads of their own, and list on the event loop; each listing counts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ from typing import Protocol
 from cached.contract.errors import Transient
 from cached.core.listing import Listing
 from cached.sources.base import Revalidating, Source
+from cached.sources.registry import find_kind
+from cached.transport.connection.thread_call import call_in_thread
 
 
 class ListingMetrics(Protocol):
@@ -26,20 +28,23 @@ class ListingMetrics(Protocol):
 
 
 class SourceLister:
-    """Lists the sources of versions. `open_source` opens one by its URI; `timeout_s`: how long one may take to list."""
+    """Lists the sources of versions. `open_source` opens one by its URI; `timeout_s`: how long one may take to
+    open, and to list."""
 
     def __init__(self, open_source: Callable[[str], Source], metrics: ListingMetrics, timeout_s: float) -> None:
         self._open_source = open_source
         self._timeout_s = timeout_s
         self.metrics = metrics
 
-    def open(self, uri: str) -> Source:
-        """Return the source of `uri`, which the caller closes. Blocking; raises `HoldfastError`."""
-        return self._open_source(uri)
+    async def open(self, uri: str) -> Source:
+        """Return the source of `uri`, which the caller closes. Raises `HoldfastError`. On a thread of its own: it may
+        import, and a plugin may block for ever, which must not take a thread of the store along."""
+        async with self._limited(find_kind(uri)):
+            return await call_in_thread(lambda _cancellation: self._open_source(uri))
 
     async def list(self, source: Source) -> Listing:
         """Return the listing of a source. Raises as `Source.resolve`, and `Transient` (`stalled`)."""
-        async with self._limited(source):
+        async with self._limited(source.display):
             listing = await source.resolve()
         self.metrics.resolved(source.kind)
         return listing
@@ -49,20 +54,20 @@ class SourceLister:
         another listing can tell."""
         if tag is None or not isinstance(source, Revalidating):
             return False
-        async with self._limited(source):
+        async with self._limited(source.display):
             is_current = await source.is_current(tag)
         if is_current:
             self.metrics.resolved(source.kind)
         return is_current
 
     @asynccontextmanager
-    async def _limited(self, source: Source) -> AsyncIterator[None]:
+    async def _limited(self, display: str) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(self._timeout_s):
                 yield
         except TimeoutError as error:
             raise Transient(
                 "stalled",
-                f"{source.display}: not listed within {self._timeout_s:g} s",
+                f"{display}: not listed within {self._timeout_s:g} s",
                 "it is tried again; if it goes on, look at the source's server, or raise --stall-timeout",
             ) from error

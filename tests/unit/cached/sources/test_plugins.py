@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from cached.contract.errors import HoldfastError, Permanent
+from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.core.listing import RemoteFile
+from cached.sources import plugins
 from cached.sources.base import Source
 from cached.sources.registry import open_source
 from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
 from cached.transport.target import LocalTarget
+from tests.support.daemon import PATIENCE_S
 
 GOOD = """
 from cached.core.listing import Listing, RemoteFile
@@ -30,8 +35,6 @@ class Shelf:
     async def resolve(self):
         if "list" in self.display:
             raise KeyError("s3cret")
-        if "none" in self.display:
-            return None
         return Listing((RemoteFile("f", "/f", 1, "v"),), identity_of("shelf"))
     async def locate(self, file):
         return LocalTarget(Path(file.key), file.validator)
@@ -44,6 +47,52 @@ def fails(uri, client, opener):
 def refuses(uri, client, opener):
     from cached.contract.errors import Permanent
     raise Permanent("bad_source", "expected a shelf", "name one")
+
+class Strange(Shelf):
+    async def resolve(self):
+        import asyncio
+        from cached.contract.manifest import FileEntry, Manifest
+        files, more = {"path": "f", "key": "/f", "size": 1, "validator": "v"}, {}
+        what = self.display.partition("//")[2]
+        if what == "cancelled":
+            raise asyncio.CancelledError
+        if what == "none":
+            return None
+        if what == "manifest":
+            more["manifest"] = Manifest.build([FileEntry("g", 64 * "a", 1)])
+        elif what.startswith("listing "):
+            more = eval(what.removeprefix("listing "))
+        else:
+            files |= eval(what)
+        listing = {"files": (RemoteFile(**files),), "identity": identity_of("shelf"), **more}
+        return Listing(**listing)
+    async def locate(self, file):
+        return "/f"
+
+class Waits(Shelf):
+    async def resolve(self):
+        import asyncio
+        await asyncio.Event().wait()
+
+import threading
+began, may_end = threading.Event(), threading.Event()
+
+class Slow(Shelf):
+    def __init__(self, uri, client, opener):
+        super().__init__(uri, client, opener)
+        began.set()
+        may_end.wait()
+
+class NoDisplay(Shelf):
+    @property
+    def display(self):
+        raise RuntimeError("s3cret")
+    @display.setter
+    def display(self, uri):
+        pass
+
+def ends(uri, client, opener):
+    raise SystemExit("s3cret")
 
 nothing = None
 def gives_nothing(uri, client, opener):
@@ -109,6 +158,8 @@ def test_a_plugin_replaces_no_built_in_scheme(install: Install, scheme: str) -> 
         ("shelf_plugin:NoSuch", "cannot be used: AttributeError"),
         ("shelf_plugin:nothing", "cannot be used: TypeError"),
         ("shelf_plugin:fails", "cannot be used: RuntimeError"),
+        ("shelf_plugin:ends", "cannot be used: SystemExit"),
+        ("shelf_plugin:NoDisplay", "cannot be used: RuntimeError"),
         ("shelf_plugin:gives_nothing", "found an object without kind, display, resolve, locate, aclose"),
     ],
 )
@@ -127,14 +178,88 @@ def test_a_plugins_own_refusal_passes(install: Install) -> None:
     assert (refusal("shelf://x").code, refusal("shelf://x").message) == ("bad_source", "expected a shelf")
 
 
-@pytest.mark.parametrize(("uri", "found"), [("shelf://list", "KeyError"), ("shelf://none", "TypeError")])
-async def test_what_no_source_raises_is_named(install: Install, uri: str, found: str) -> None:
-    """An unexpected error in a listing, or none in place of one, is `bad_plugin` without its text."""
+async def test_what_no_source_raises_is_named(install: Install) -> None:
+    """An unexpected error in a listing is `bad_plugin` without its text."""
     install("holdfast-shelf", shelf="shelf_plugin:Shelf")
     with pytest.raises(Permanent) as caught:
-        await opened(uri).resolve()
+        await opened("shelf://list").resolve()
     assert caught.value.code == "bad_plugin"
-    assert f"failed in resolve: {found}" in caught.value.message and "s3cret" not in str(caught.value)
+    assert "failed in resolve: KeyError" in caught.value.message and "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("none", "expected a Listing of resolve, found NoneType"),
+        ("listing {'files': None}", "`files` as tuple, found NoneType"),
+        ("listing {'files': ('f',)}", "expected a RemoteFile in a listing, found str"),
+        ("listing {'identity': None}", "`identity` as str, found NoneType"),
+        ("listing {'revision': 5}", "`revision` as str or None, found int"),
+        ("listing {'unlisted': ('d/',)}", "expected Unlisted"),
+        ("listing {'chains': RemoteFile('c', 'c', -1)}", "size"),
+        ("manifest", "expected the files of the listing's manifest, found others"),
+        ("{'path': b'f'}", "`path` as str, found bytes"),
+        ("{'key': 5}", "`key` as str, found int"),
+        ("{'validator': None}", "`validator` as str, found NoneType"),
+        ("{'size': -5}", "size of 0 to"),
+        ("{'size': '5'}", "size of 0 to"),
+        ("{'size': True}", "size of 0 to"),
+        ("{'size': 10**30}", "size of 0 to"),
+        ("{'sha256': ''}", "sha256 of 64"),
+        ("{'sha256': 64 * 'A'}", "sha256 of 64"),
+        ("{'git_oid': 'main'}", "git id of 40"),
+        ("{'sums': ('crc32c:00000000',)}", "expected Checksum"),
+        ("{'problem': RuntimeError('s3cret')}", "`problem` as HoldfastError or None, found RuntimeError"),
+        ("cancelled", "failed in resolve: CancelledError"),
+    ],
+)
+async def test_a_listing_that_no_source_may_give_is_named(install: Install, given: str, says: str) -> None:
+    """A value of another type, an impossible size, and a promise that is no sha256 are `bad_plugin`: nothing of such a
+    listing counts as known, and no download begins."""
+    install("holdfast-shelf", shelf="shelf_plugin:Strange")
+    with pytest.raises(Permanent) as caught:
+        await opened(f"shelf://{given}").resolve()
+    assert caught.value.code == "bad_plugin" and says in caught.value.message
+    assert "s3cret" not in str(caught.value)
+
+
+async def test_an_address_that_is_none_is_named(install: Install) -> None:
+    """What `locate` gives in place of a target is `bad_plugin`."""
+    install("holdfast-shelf", shelf="shelf_plugin:Strange")
+    with pytest.raises(Permanent) as caught:
+        await opened("shelf://{}").locate(RemoteFile("f", "/f", 1, "v"))
+    assert caught.value.code == "bad_plugin" and "found str" in caught.value.message
+
+
+async def test_a_caller_may_cancel_a_plugin(install: Install) -> None:
+    """A cancellation of the caller is no fault of the plugin's, and ends its listing."""
+    install("holdfast-shelf", shelf="shelf_plugin:Waits")
+    listing = asyncio.ensure_future(opened("shelf://m").resolve())
+    await asyncio.sleep(0)
+    listing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await listing
+
+
+def test_a_plugin_that_never_opens_blocks_a_bounded_number_of_threads(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While an opening goes on for too long, others of that scheme are refused as `stalled`, and those of others are
+    not; once it ends they open again."""
+    install("holdfast-shelf", shelf="shelf_plugin:Shelf", slow="shelf_plugin:Slow")
+    monkeypatch.setattr(plugins, "_LONGEST_OPENING_S", 0.0)
+    opened("shelf://m")
+    module = importlib.import_module("shelf_plugin")
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(opened, "slow://m")
+        assert module.began.wait(PATIENCE_S)
+        with pytest.raises(Transient) as caught:
+            opened("slow://m")
+        assert opened("shelf://m").display == "shelf://m"
+        module.may_end.set()
+        assert first.result(PATIENCE_S).display == "slow://m"
+    assert opened("slow://m").display == "slow://m"
+    assert caught.value.code == "stalled" and "holdfast-shelf 1.0" in caught.value.message and caught.value.remedy
 
 
 def test_two_packages_for_one_scheme_are_refused(install: Install) -> None:
