@@ -34,7 +34,8 @@ _TRIES = 3  # without credentials, with those that a 401 asks for, and with new 
 _ATTEMPTS = 5  # without a byte of progress in between
 _WAIT_S = 1.0
 _TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=120)
-_RANGE = re.compile(r"(?:bytes=)?0-(\d+)")
+_RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
+_LENGTH = re.compile(r"[0-9]{1,18}")
 _MAX_ANSWER_BYTES = 1024 * 1024
 _MAX_PART_BYTES = 256 * 1024 * 1024
 
@@ -65,7 +66,7 @@ class RegistryUploads:
         if begun.status != 202:
             raise error_of(begun, f"the repository {display_url(self._prefix)}")
         least = begun.headers.get("OCI-Chunk-Min-Length", "")
-        part_bytes = max(PART_BYTES, min(_MAX_PART_BYTES, int(least))) if least.isdecimal() else PART_BYTES
+        part_bytes = max(PART_BYTES, min(_MAX_PART_BYTES, int(least))) if _LENGTH.fullmatch(least) else PART_BYTES
         location = self._location(begun)
         try:
             if layer.size <= part_bytes:
@@ -94,7 +95,8 @@ class RegistryUploads:
             await session.close()
 
     async def _send(self, location: str, layer: LayerBytes, part_bytes: int, progress: Progress) -> str:
-        """Send the bytes of a layer; return the location at which the upload is finished."""
+        """Send the bytes of a layer; return the location at which the upload is finished. Raises `Transient` after
+        some tries without a byte that is new."""
         sent, counted, failures = 0, 0, 0
         while sent < layer.size:
             try:
@@ -104,13 +106,15 @@ class RegistryUploads:
                         raise _cut(location)
                     answer = await self._patch(location, data, sent)
                 location, arrived = self._location(answer), _arrived(answer, sent + len(data))
+                if arrived <= sent:
+                    raise _stuck(location, sent, arrived)
             except Transient as error:
                 failures += 1
                 if failures == _ATTEMPTS:
                     raise
                 await asyncio.sleep(_WAIT_S if error.retry_after_s is None else error.retry_after_s)
                 location, arrived = await self._resume(location, sent)
-            if arrived > sent:
+            if arrived > counted:
                 failures = 0
             sent = min(arrived, layer.size)
             progress(max(0, sent - counted))
@@ -131,7 +135,7 @@ class RegistryUploads:
 
     async def _resume(self, location: str, sent: int) -> tuple[str, int]:
         """Return where an upload goes on, and the number of bytes that the registry has of it."""
-        answer = await self._ask("GET", location)
+        answer = await self._ask_again("GET", location)
         if answer.status not in (204, 202):
             raise error_of(answer, "the upload")
         return self._location(answer), _arrived(answer, sent)
@@ -279,7 +283,17 @@ def _headers(answer: aiohttp.ClientResponse) -> HTTPMessage:
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:
-    return await answer.content.read(_MAX_ANSWER_BYTES)
+    data = bytearray()
+    async for part in answer.content.iter_any():  # `read` of a limit returns what came first
+        data += part
+        if len(data) > _MAX_ANSWER_BYTES:
+            break
+    return bytes(data[:_MAX_ANSWER_BYTES])
+
+
+def _stuck(location: str, sent: int, arrived: int) -> Transient:
+    problem = f"{display_url(location)}: sent bytes from {sent} on, and the registry says that it has {arrived}"
+    return Transient("bad_response", problem, "publish again; if it goes on, look at the registry's storage")
 
 
 def _cut(location: str) -> Permanent:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import hashlib
@@ -28,6 +29,7 @@ from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.snapshot.verify import hash_file
 from cached.publish.content import FolderContent
 from cached.publish.destination import PART_BYTES, Upload
+from cached.publish.oci import uploads
 from cached.publish.oci.destination import OciDestination
 from cached.publish.oci.layers import ARTIFACT_TYPE, MOST_LAYERS
 from cached.publish.plan import CHECKED, FORCED, PLAIN, carry_out_plan, make_plan
@@ -36,6 +38,7 @@ from cached.sources.oci.source import OciSource
 from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
 from tests.support.certificates import make_certificates
+from tests.support.daemon import PATIENCE_S
 from tests.support.publishing import command, environment, publish, tree
 from tests.support.registry import RunningRegistry, docker_registry
 from tests.support.registry_tokens import PASSWORD, USER, registry_tokens
@@ -216,6 +219,72 @@ async def test_an_upload_goes_on_where_the_registry_says(
     ranges = [seen.headers["content-range"] for seen in front.seen if is_patch(seen)]
     assert len(ranges) == 3 + 1 and len(set(ranges)) == 3  # three parts, one of them twice
     assert await pulled(uri.replace(host_of(front), registry.host), tmp_path) == content.manifest.digest
+
+
+async def test_an_upload_outlives_a_registry_that_is_away_for_a_moment(
+    front: Front, registry: RunningRegistry, tmp_path: Path
+) -> None:
+    """A chunk that fails, and then the question where to go on as well, cost pauses and not the publish."""
+    content = folder_of(tmp_path / "m", {"w.bin": os.urandom(PART_BYTES + 100)})
+    front.answer(503, headers={"Retry-After": "0"}, choose=is_patch)
+    front.answer(
+        503,
+        headers={"Retry-After": "0"},
+        times=2,
+        choose=lambda request: request.method == "GET" and "/blobs/uploads/" in request.path,
+    )
+    uri = f"oci://{host_of(front)}/team/away:v1"
+    await publish_to(uri, content)
+    assert await pulled(uri.replace(host_of(front), registry.host), tmp_path) == content.manifest.digest
+
+
+@pytest.mark.parametrize("said", ["0-0", "0-4", "0-" + "9" * 5000, None])
+async def test_a_registry_that_counts_wrong_ends_the_publish(
+    front: Front, registry: RunningRegistry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str | None
+) -> None:
+    """A registry that takes every chunk and never has more bytes is told after some tries; the publish neither goes on
+    for ever nor writes a manifest. Without a number, or with one that is none, the chunk counts as arrived."""
+    monkeypatch.setattr(uploads, "_WAIT_S", 0.01)
+
+    def alter(request: ProxiedRequest, headers: dict[str, str], body: bytes) -> bytes:
+        if is_patch(request) or (request.method == "GET" and "/blobs/uploads/" in request.path):
+            headers.pop("Range", None)
+            headers |= {} if said is None else {"Range": said}
+        return body
+
+    front.alter = alter
+    content = folder_of(tmp_path / "m", {"w.bin": os.urandom(PART_BYTES + 100)})
+    uri = f"oci://{host_of(front)}/team/counts:v1"
+    if said is None or len(said) > 99:
+        await publish_to(uri, content)
+        assert await pulled(uri.replace(host_of(front), registry.host), tmp_path) == content.manifest.digest
+        return
+    with pytest.raises(HoldfastError) as caught:
+        await asyncio.wait_for(publish_to(uri, content), PATIENCE_S)
+    assert caught.value.remedy and len([seen for seen in front.seen if is_patch(seen)]) < 20
+    assert not [seen for seen in front.seen if seen.method == "PUT" and "/manifests/" in seen.path]
+
+
+@pytest.mark.parametrize("least", ["9" * 5000, "٣", "-1", "1e9"])
+async def test_a_strange_length_of_chunks_is_none(front: Front, tmp_path: Path, least: str) -> None:
+    """A registry's least length of a chunk that is no number of bytes does not matter."""
+
+    def alter(request: ProxiedRequest, headers: dict[str, str], body: bytes) -> bytes:
+        if request.method == "POST":
+            headers["OCI-Chunk-Min-Length"] = least.encode().decode("latin-1")
+        return body
+
+    front.alter = alter
+    await publish_to(f"oci://{host_of(front)}/team/least:v1", folder_of(tmp_path / "m", {"w.bin": b"w"}))
+
+
+async def test_a_refusal_is_read_whole(front: Front, tmp_path: Path) -> None:
+    """An answer that comes in pieces is read to its end: what it says there decides."""
+    slow = b'{"errors": [{"message": "' + b" " * 200_000 + b'", "code": "DIGEST_INVALID"}]}'
+    front.answer(400, slow, choose=lambda request: request.method == "PUT" and "digest=sha256" in request.path)
+    with pytest.raises(Permanent) as caught:
+        await publish_to(f"oci://{host_of(front)}/team/long:v1", folder_of(tmp_path / "m", FILES))
+    assert caught.value.code == "stored_wrong"
 
 
 @pytest.mark.parametrize("method", ["HEAD", "POST", "PUT"])
