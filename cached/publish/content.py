@@ -6,10 +6,9 @@ is brought to a node. Files that stay out are listed; files that cannot be publi
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cached.contract.errors import Permanent
@@ -30,7 +29,7 @@ from cached.peers.chaining import ChainHasher
 from cached.peers.pieces import PIECE_BYTES
 from cached.publish.destination import Progress, Upload
 from cached.publish.usable import check_golden, find_unusable, reader
-from cached.sources.local.tree import FolderTree, PlainFile, file_error, walk
+from cached.sources.local.tree import FolderTree, PlainFile, file_error, find_file, walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +124,7 @@ def _select(base: Path, tree: FolderTree, own: Sequence[PlainFile], rules: Rules
 
 
 def _named_golden(path: Path) -> PlainFile:
-    try:
-        return PlainFile(GOLDEN_NAME, path, os.stat(path).st_size, validator="")
-    except OSError as error:
-        raise file_error(error, path) from error
+    return replace(find_file(path), path=GOLDEN_NAME)
 
 
 def hash_all(files: Sequence[PlainFile], threads: int, progress: Progress) -> FolderContent:

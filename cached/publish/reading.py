@@ -1,6 +1,7 @@
 """Read a file to upload, part by part, and detect changes since it was hashed.
 
-Law: sequential, bounded reads; the reading thread hashes. Never follows a symlink.
+Law: sequential, bounded reads; the reading thread hashes. Never follows a symlink, nor waits for a pipe that took a
+file's place.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ def wrong_bytes(where: str, expected: str, found: str) -> Permanent:
         f"{where}: sent bytes of sha256 {expected}, the destination has stored sha256 {found}; no manifest was written",
         "publish again; if it goes on, the disk, the store or a proxy before it changes what it is given",
     )
+
+
+READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class WrongSum(Exception):
@@ -45,18 +49,15 @@ class CheckedReader:
         self._sha = hashlib.sha256()
         self._left = upload.entry.size  # for `read_to_end`
         try:
-            self._descriptor = os.open(upload.real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            self._descriptor = os.open(upload.real, READ_FLAGS)
         except OSError as error:
             raise file_error(error, upload.real) from error
 
     def read(self, length: int) -> bytes:
         """Return the next `length` bytes, after hashing them. Raises `Permanent` if the file ends before."""
-        try:
-            data = os.read(self._descriptor, length)
-            while len(data) < length and (more := os.read(self._descriptor, length - len(data))):
-                data += more
-        except OSError as error:
-            raise file_error(error, self._upload.real) from error
+        data = self._read(length)
+        while len(data) < length and (more := self._read(length - len(data))):
+            data += more
         if len(data) < length:
             raise self._changed("it is shorter now")
         self._sha.update(data)
@@ -70,20 +71,28 @@ class CheckedReader:
             self.finish()
         return data
 
-    def read_parts(self) -> Iterator[bytes]:
-        """Yield the parts of the whole file, without `finish`. Raises as `read`."""
+    def read_parts(self, part_bytes: int = PART_BYTES) -> Iterator[bytes]:
+        """Yield the parts of the whole file, each of `part_bytes` but the last one. Raises as `read`, and at the end as
+        `finish`: what was yielded says nothing of the manifest's file before."""
         left = self._upload.entry.size
         while left:
-            part = self.read(min(PART_BYTES, left))
+            part = self.read(min(part_bytes, left))
             left -= len(part)
             yield part
+        self.finish()
 
     def finish(self) -> None:
         """Raise `Permanent` unless the whole file was read and has the manifest's sha256."""
-        if os.read(self._descriptor, 1):
+        if self._read(1):
             raise self._changed("it is longer now")
         if self._sha.hexdigest() != self._upload.entry.sha256:
             raise self._changed(f"expected sha256 {self._upload.entry.sha256}, found {self._sha.hexdigest()}")
+
+    def _read(self, length: int) -> bytes:
+        try:
+            return os.read(self._descriptor, length)
+        except OSError as error:
+            raise file_error(error, self._upload.real) from error
 
     def _changed(self, how: str) -> Permanent:
         return Permanent(

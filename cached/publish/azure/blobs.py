@@ -118,7 +118,7 @@ class BlobWriter:
         etag, length = strong_etag(answer.headers), answer.headers.get("Content-Length", "")
         if answer.status != 200:
             raise self._error(key, answer)
-        if etag is None or not length.isdecimal():
+        if etag is None or not (length.isdecimal() and len(length) <= 18):
             raise Transient(
                 "bad_response", f"{self._address.uri(key)}: a blob without size or ETag", "it is tried again"
             )

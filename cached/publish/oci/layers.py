@@ -25,8 +25,8 @@ from typing import Any
 from cached.contract.archive.tar import BLOCK
 from cached.contract.digest import Digest
 from cached.contract.manifest import FileEntry
-from cached.publish.destination import PART_BYTES, Upload
-from cached.publish.reading import CheckedReader
+from cached.publish.destination import Upload
+from cached.publish.reading import READ_FLAGS, CheckedReader
 from cached.sources.local.tree import file_error
 from cached.sources.oci.address import OciAddress, OciPlatform
 from cached.sources.oci.manifest import (
@@ -87,9 +87,8 @@ class LayerBytes:
                 sha.update(segment.data)
                 continue
             with CheckedReader(segment.upload) as reader:
-                for start in range(0, segment.length, PART_BYTES):
-                    sha.update(reader.read(min(PART_BYTES, segment.length - start)))
-                reader.finish()
+                for part in reader.read_parts():
+                    sha.update(part)
         return f"sha256:{sha.hexdigest()}"
 
     def read(self, offset: int, length: int) -> bytes:
@@ -196,7 +195,7 @@ def _read(segment: LayerPart, at: int, length: int) -> bytes:
     assert segment.upload is not None
     path: Path = segment.upload.real
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, READ_FLAGS)
         try:
             data = os.pread(descriptor, length, at)
             while len(data) < length and (more := os.pread(descriptor, length - len(data), at + len(data))):

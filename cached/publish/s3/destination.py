@@ -12,7 +12,6 @@ import asyncio
 import base64
 import hashlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from cached.contract.errors import HoldfastError, Permanent
@@ -25,7 +24,6 @@ from cached.publish.parallel import ungrouped
 from cached.publish.reading import CheckedReader, wrong_bytes
 from cached.publish.s3.mark import S3MarkStore
 from cached.publish.s3.objects import S3Writer, etag_of_parts, etag_of_whole, md5, read_sha256
-from cached.sources.local.tree import file_error
 from cached.sources.s3.address import S3Address
 from cached.sources.s3.client import S3Client, quoted
 from cached.sources.s3.errors import translate_errors
@@ -67,7 +65,7 @@ class S3Destination:
     async def vouches_for(self, upload: Upload, stored: Stored) -> bool:
         """Compare the ETag with the local file's; read an object whose ETag is no MD5."""
         async with self._slots:
-            if stored.tag in await asyncio.to_thread(_etags, upload.real, upload.entry.size):
+            if stored.tag in await asyncio.to_thread(_etags, upload):
                 return True
             found = await self._client.head(self._key(upload.entry.path))
             if found is None or not _is_encrypted(found):
@@ -216,16 +214,13 @@ def _part_bytes(size: int) -> int:
     return max(PART_BYTES, -(-size // _MOST_PARTS))
 
 
-def _etags(path: Path, size: int) -> set[str]:
+def _etags(upload: Upload) -> set[str]:
     """Return the possible ETags of an unencrypted object with this file's bytes: sent whole, or in `_part_bytes`."""
     whole, sums = hashlib.md5(usedforsecurity=False), []
-    try:
-        with path.open("rb") as file:
-            while part := file.read(_part_bytes(size)):
-                whole.update(part)
-                sums.append(md5(part))
-    except OSError as error:
-        raise file_error(error, path) from error
+    with CheckedReader(upload) as reader:
+        for part in reader.read_parts(_part_bytes(upload.entry.size)):
+            whole.update(part)
+            sums.append(md5(part))
     return {etag_of_whole(whole.digest()), etag_of_parts(sums)}
 
 

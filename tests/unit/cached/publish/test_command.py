@@ -236,11 +236,23 @@ def test_golden_predictions_are_a_file_of_the_version(model: Path, tmp_path: Pat
     assert GOLDEN_NAME in [file.path for file in manifest.files]
 
 
-@pytest.mark.parametrize("where", ["named", "in the folder", "missing"])
+def test_golden_predictions_may_be_named_by_a_link(model: Path, tmp_path: Path) -> None:
+    """`--golden LINK` publishes the file that the link leads to."""
+    (tmp_path / "recorded.json").write_bytes(GOLDEN.encode())
+    (tmp_path / "latest.json").symlink_to("recorded.json")
+    published(model, tmp_path / "out", "--golden", tmp_path / "latest.json")
+    assert (tmp_path / "out" / GOLDEN_NAME).read_bytes() == GOLDEN.encode()
+
+
+@pytest.mark.parametrize("where", ["named", "in the folder", "missing", "a pipe", "a folder"])
 def test_golden_predictions_that_are_none_are_refused(model: Path, tmp_path: Path, where: str) -> None:
     """A version is not published with golden predictions that no server can read; the file is named."""
     file = tmp_path / "recorded.json" if where != "in the folder" else model / GOLDEN_NAME
-    if where != "missing":
+    if where == "a pipe":
+        os.mkfifo(file)
+    elif where == "a folder":
+        file.mkdir()
+    elif where != "missing":
         file.write_bytes(b"{}")
     refused = publish(model, tmp_path / "out", *([] if where == "in the folder" else ["--golden", file]))
     assert refused.returncode == 1 and str(file) in refused.stderr

@@ -129,7 +129,7 @@ async def test_a_file_arrives_whole_and_vouched_for(place: Place, tmp_path: Path
 
 
 @pytest.mark.parametrize("size", [100, PART_BYTES + 100])
-@pytest.mark.parametrize("change", ["shorter", "longer", "other"])
+@pytest.mark.parametrize("change", ["shorter", "longer", "other", "pipe"])
 async def test_a_file_that_changed_after_hashing_never_appears(
     place: Place, tmp_path: Path, size: int, change: str
 ) -> None:
@@ -138,6 +138,9 @@ async def test_a_file_that_changed_after_hashing_never_appears(
     if change == "other":
         with upload.real.open("r+b") as file:
             file.write(b"x")
+    elif change == "pipe":
+        upload.real.unlink()
+        os.mkfifo(upload.real)
     else:
         os.truncate(upload.real, size + (1 if change == "longer" else -1))
     await place.destination.claim(MARK, print)
@@ -146,6 +149,27 @@ async def test_a_file_that_changed_after_hashing_never_appears(
     assert caught.value.code == "changed_while_publishing" and str(upload.real) in caught.value.message
     assert set(place.stored()) == {".holdfast/publishing"}
     assert place.litter() == []
+
+
+@pytest.mark.parametrize("size", [100, PART_BYTES + 100])
+async def test_a_file_that_changed_into_what_is_stored_is_not_vouched_for(
+    place: Place, tmp_path: Path, size: int
+) -> None:
+    """A stored file with the bytes that the local one has by now, and not with those that were hashed, counts for no
+    manifest of the hashed ones."""
+    hashed = upload_of(tmp_path / "in" / "w", size)
+    with hashed.real.open("r+b") as file:
+        file.write(b"x")
+    now = Upload(FileEntry("w", hash_file(hashed.real), size), hashed.real)
+    await place.destination.claim(MARK, print)
+    stored = await place.destination.put(now, lambda _size: None)
+    await place.destination.list_files([hashed.entry])
+    try:
+        vouched = await place.destination.vouches_for(hashed, stored)
+    except Permanent as error:
+        vouched = False
+        assert error.code == "changed_while_publishing"
+    assert not vouched
 
 
 async def test_marks_manifest_and_files_come_and_go(place: Place) -> None:
