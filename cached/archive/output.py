@@ -1,7 +1,8 @@
 """The file that an export writes: nothing of it is visible before it is whole.
 
-Law: a regular file appears by one rename of a synced one, which has no name before where the file system can do that
-(O_TMPFILE), so that a killed export leaves nothing. Devices, pipes and standard output are written as they are.
+Law: a regular file, at the end of the symlinks to it, appears by one rename of a synced one, which has no name before
+where the file system can do that (O_TMPFILE), so that a killed export leaves nothing. Devices, pipes and standard
+output are written as they are.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ def open_output(target: str, size: int) -> Iterator[ArchiveOutput]:
     if target == STANDARD:
         yield ArchiveOutput(1, "standard output")
         return
-    path = Path(os.path.abspath(target))
+    path = Path(os.path.realpath(target))  # a rename over /dev/stdout would replace it for the whole machine
     try:
-        kind = stat.S_IFMT(os.stat(path).st_mode)
+        kind = stat.S_IFMT(os.stat(target).st_mode)
     except OSError:
         kind = 0  # it is not there: opening its folder says what is wrong
     if kind == stat.S_IFDIR:
@@ -57,8 +58,8 @@ def open_output(target: str, size: int) -> Iterator[ArchiveOutput]:
             "is_a_folder", f"expected a file to write, found the folder {path}", f"name a file: {path}/NAME.tar"
         )
     if kind not in (0, stat.S_IFREG):
-        with _opened(path) as descriptor:
-            yield ArchiveOutput(descriptor, str(path))
+        with _opened(Path(target)) as descriptor:  # of a pipe among /dev/fd the real path is none
+            yield ArchiveOutput(descriptor, target)
         return
     with _replacing(path, size) as descriptor:
         yield ArchiveOutput(descriptor, str(path))

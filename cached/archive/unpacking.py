@@ -19,10 +19,17 @@ from cached.contract.program.progress import ByteProgress
 
 def unpack(archive: Archive, folder: Path, progress: ByteProgress) -> None:
     """Unpack into `folder`, which may be there only if it is empty. Raises `HoldfastError`; nothing stays then."""
+    folder = Path(os.path.realpath(folder))
     temporary = folder.parent / f".{folder.name[:200]}.{secrets.token_hex(4)}.part"
     try:
         if os.path.lexists(folder) and not (folder.is_dir() and not os.listdir(folder)):
             raise Permanent("already_there", f"expected no folder {folder}, or an empty one", "name another folder")
+        if os.path.ismount(folder):
+            raise Permanent(
+                "already_there",
+                f"{folder}: expected a folder that can be replaced at once, found a mounted volume's top",
+                f"name a folder in it: --to {folder / 'NAME'}",
+            )
         temporary.mkdir(mode=0o755)
         try:
             _fill(archive, temporary, progress)

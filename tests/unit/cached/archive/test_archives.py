@@ -20,6 +20,7 @@ from cached.cli import main
 from cached.contract.layout import Layout
 from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
 from cached.contract.reference import ModelRef
+from tests.support.mounts import mounted_tmpfs
 from tests.unit.cached.commands.conftest import layout as layout
 from tests.unit.cached.commands.conftest import publish
 
@@ -123,6 +124,24 @@ def test_an_export_hashes_what_it_writes(
     assert f"holdfast verify {REF}" in said
     assert archive.read_bytes() == before
     assert sorted(os.listdir(tmp_path)) == ["root", "tiny.tar"]
+
+
+def test_an_export_through_a_link_leaves_the_link(archive: Path, layout: Layout, tmp_path: Path) -> None:
+    """A symlink in the place of the archive stays, also one to nothing yet; what it leads to is the archive."""
+    (tmp_path / "there").mkdir()
+    link = tmp_path / "latest.tar"
+    link.symlink_to("there/real.tar")
+    for _ in range(2):
+        assert export.main([str(REF), str(link), "--root", str(layout.root)]) == 0
+        assert link.is_symlink() and (tmp_path / "there" / "real.tar").read_bytes() == archive.read_bytes()
+    assert os.listdir(tmp_path / "there") == ["real.tar"]
+
+
+def test_an_export_goes_into_a_pipe_by_its_name(archive: Path, layout: Layout) -> None:
+    """`/dev/stdout` and `/dev/fd/N` are written as they are, and stay."""
+    command = [sys.executable, "-m", "cached.cli", "export", str(REF), "/dev/fd/2", "--root", str(layout.root)]
+    done = subprocess.run(command, capture_output=True, timeout=120, check=True)
+    assert done.stderr.startswith(archive.read_bytes()[:1024])
 
 
 @pytest.mark.parametrize("target", ["no/such/folder.tar", "."])
@@ -231,6 +250,25 @@ def test_a_folder_that_has_something_is_left_alone(
     assert unpack(archive, tmp_path / "out") == 1
     assert "expected no folder" in capsys.readouterr().err
     assert os.listdir(tmp_path / "out") == ["mine"]
+
+
+def test_a_link_to_an_empty_folder_is_unpacked_into(archive: Path, tmp_path: Path) -> None:
+    """`--to LINK` fills the folder that the link leads to, and the link stays."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "out").symlink_to("there")
+    assert unpack(archive, tmp_path / "out") == 0
+    assert (tmp_path / "out").is_symlink() and (tmp_path / "there" / "w.bin").read_bytes() == FILES["w.bin"]
+
+
+def test_the_top_of_a_volume_is_refused_before_a_byte(
+    archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No rename can put a folder over a mounted volume: that is told at once, with a folder to name in its place."""
+    with mounted_tmpfs(tmp_path / "volume") as volume:
+        assert unpack(archive, volume) == 1
+        assert f"--to {volume}/" in (said := capsys.readouterr().err) and "mounted volume" in said
+        assert unpack(archive, volume / "tiny") == 0
+        assert sorted(os.listdir(volume)) == ["tiny"]
 
 
 def test_another_digest_than_asked_for_is_refused(
