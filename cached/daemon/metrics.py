@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from prometheus_client import (
     CollectorRegistry,
@@ -32,6 +33,7 @@ from cached.core.demand import count_waiting, count_waiting_by_version
 from cached.core.space import SpaceUse
 from cached.daemon.catalog.catalog_file import CatalogInForce
 from cached.daemon.node_state import NodeState
+from cached.fetch.pool.peer_states import PeerState
 from cached.fetch.workers import Workers
 from cached.node.cluster import Cluster
 from cached.node.inventory import Inventory
@@ -131,10 +133,12 @@ class DaemonMetrics:
         self._gauge(table.SCRUB_AGE).set_function(compute_oldest_age_s)
         self._gauge(table.SCRUB_PERIOD).set(period_s)
 
-    def add_peers(self, count_members: Callable[[], int]) -> PeerMetrics:
-        """Add the metrics of a node of a pool, which are not there without one. `count_members` returns the number of
-        other nodes that are known."""
-        self._gauge(table.PEERS).labels("known").set_function(count_members)
+    def add_peers(self, count_peers: Callable[[PeerState], int]) -> PeerMetrics:
+        """Add the metrics of a node of a pool, which are not there without one. `count_peers` returns the number of
+        other nodes in a state; each member is in one."""
+        peers = self._gauge(table.PEERS)
+        for state in PeerState:
+            peers.labels(state.value).set_function(partial(count_peers, state))
         counters = (table.PEER_SENT, table.PEER_REFUSALS, table.PEER_MANIFESTS)
         return PeerMetrics(*map(self._counter, counters))
 

@@ -19,6 +19,7 @@ from cached.contract.layout import Layout
 from cached.fetch.pool.link import HttpPoolLink
 from cached.fetch.pool.membership import MemberAddress, Membership
 from cached.fetch.pool.node import PoolNode
+from cached.fetch.pool.peer_states import PeerState
 from cached.fetch.workers import PEER_HTTP
 from cached.peers.members import format_address
 from cached.peers.messages import is_zone
@@ -84,7 +85,7 @@ def open_pool(
     options: PoolOptions,
     layout: Layout,
     list_labels: Callable[[], Mapping[str, str] | None],
-    add_metrics: Callable[[Callable[[], int]], PoolMetrics],
+    add_metrics: Callable[[Callable[[PeerState], int]], PoolMetrics],
     tls: PoolTls | None = None,
 ) -> Iterator[PoolNode | None]:
     """Join the pool for a `with` block; None where there is none. `list_labels` returns the node's labels, None while
@@ -104,7 +105,11 @@ def open_pool(
         membership = Membership(options.peers, options.listen[1])
         scheme = "https" if tls else "http"
         link = HttpPoolLink(client, membership, keys.read, options.listen[1], cancellation, scheme)
-        metrics = add_metrics(lambda: len(membership.list_others()) if keys.has_keys() else 0)
+
+        def count_peers(state: PeerState) -> int:
+            return link.states.count(state, membership.list_others()) if keys.has_keys() else 0
+
+        metrics = add_metrics(count_peers)
         find_zone = _NodeZone(options.zone, list_labels).find
         node = PoolNode(layout, find_zone, membership, link, keys.has_keys, metrics.resolved)
         server = PeerServer(

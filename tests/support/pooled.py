@@ -16,6 +16,7 @@ from pathlib import Path
 
 import yaml
 
+from cached.fetch.pool.peer_states import PeerState
 from tests.support import counting_origin, tiny_dns
 from tests.support.cluster import Json, Pod, create, exists, get, kubectl, metric, raw, wait_for
 from tests.support.installation import (
@@ -149,7 +150,7 @@ def pool(folder: Path, served: CountingOrigin, models: tuple[str, ...]) -> Itera
 
 
 def _knows(found: Pool, node: str) -> bool:
-    return found.metric(node, "holdfast_peers", state="known") == len(found.nodes) - 1
+    return sum(found.metric(node, "holdfast_peers", state=state) for state in PeerState) == len(found.nodes) - 1
 
 
 def count_nodes() -> int:

@@ -268,7 +268,14 @@ CSI_VOLUMES = Metric("holdfast_csi_volumes", MetricKind.GAUGE, "Mounted volumes.
 
 # --- with other nodes ----------------------------------------------------------------------------------------------
 
-PEERS = Metric("holdfast_peers", MetricKind.GAUGE, "Other nodes of the pool, by state: known.", ("state",), 1)
+PEERS = Metric(
+    "holdfast_peers",
+    MetricKind.GAUGE,
+    "Other nodes of the pool, each in one state, by what this node saw of it last: live, slow, wrong (bytes that do "
+    "not check), unreachable, refused (another key, clock or certificate), idle (not asked in the last ten minutes).",
+    ("state",),
+    6,
+)
 PEER_SENT = Metric("holdfast_peer_sent_bytes_total", MetricKind.COUNTER, "Bytes of blobs sent to other nodes.")
 PEER_MANIFESTS = Metric(
     "holdfast_peer_manifests_total", MetricKind.COUNTER, "Pinned versions whose manifest came from another node."

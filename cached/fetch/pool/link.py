@@ -16,10 +16,11 @@ from typing import Protocol
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.manifest import MAX_MANIFEST_BYTES
+from cached.fetch.pool.peer_states import PeerState, PeerStates
 from cached.fetch.pool.version import parse_load
 from cached.node.log_once import LogOnce
 from cached.peers import bits
-from cached.peers.access import PoolKeys, SignedRequest, digest_content
+from cached.peers.access import WINDOW_S, PoolKeys, SignedRequest, digest_content
 from cached.peers.bundles import MAX_BUNDLE_BYTES, MAX_BUNDLED, RECORD_BYTES, encode_wanted
 from cached.peers.chaining import STATE_BYTES
 from cached.peers.members import Leads, parse_address, trackers_of
@@ -41,7 +42,7 @@ from cached.transport.target import HttpTarget
 
 _log = logging.getLogger(__name__)
 
-_OK = 200
+_OK, _UNAUTHORIZED = 200, 401
 _REMEMBERED = 256  # versions
 _MOST_BUNDLE = MAX_BUNDLE_BYTES + MAX_BUNDLED * RECORD_BYTES
 
@@ -67,6 +68,7 @@ class HttpPoolLink:
     ) -> None:
         """`scheme`: `https` where the nodes of the pool speak TLS; `client` knows whom to trust."""
         self._scheme = scheme
+        self.states = PeerStates()
         self._log_once = LogOnce(_log)
         self._leads: dict[str, Leads] = {}  # by version
         self._client = client
@@ -78,6 +80,7 @@ class HttpPoolLink:
     def announce(self, message: Announce) -> Reply | None:
         """Announce to the first tracker of the version that answers, and tell the others which one that is; None if
         none does."""
+        self.states.note_blames(message.blames)
         leads = self._leads_of(message.version)
         trackers = leads.list_trackers(self._members.list_all())
         for tracker in trackers:
@@ -162,16 +165,34 @@ class HttpPoolLink:
         """Return what a node answers to the question for a manifest. Raises as `HttpClient.fetch` does, for one of more
         than `MAX_MANIFEST_BYTES` too."""
         target = self._target(peer, "GET", f"/v1/manifests/sha256/{digest.hex}")
-        return self._client.fetch(target, MAX_MANIFEST_BYTES, cancellation)
+        try:
+            answer = self._client.fetch(target, MAX_MANIFEST_BYTES, cancellation)
+        except HoldfastError as error:
+            self.note_transfer(peer, error)
+            raise
+        self.states.note(peer, PeerState.LIVE)
+        return answer
 
     def read_bundle(self, peer: str, sha256s: Sequence[str], cancellation: Cancellation) -> bytes:
         """Return the bundle of those of these small blobs that a node has. Raises `HoldfastError` or `Cancelled`."""
         body = encode_wanted(sha256s)
         target = self._target(peer, "POST", "/v1/blobs", "", digest_content(body))
-        answer = self._client.post_any_status(target, body, _MOST_BUNDLE, cancellation)
+        try:
+            answer = self._client.post_any_status(target, body, _MOST_BUNDLE, cancellation)
+        except HoldfastError as error:
+            self.note_transfer(peer, error)
+            raise
+        self._note_answer(peer, answer)
         if answer.status != _OK:
             raise Transient(f"http_{answer.status}", f"{peer}: no bundle", "another node is asked, or the source")
         return answer.body
+
+    def note_transfer(self, peer: str, error: HoldfastError | None) -> None:
+        """Note that a piece came from a peer, or why not."""
+        if error is None:
+            self.states.note(peer, PeerState.LIVE)
+        else:
+            self.states.note_failure(peer, error)
 
     def target_of(self, peer: str, piece: Piece, version: str | None) -> HttpTarget:
         """Return the signed address of a range of a blob at a peer, which says with it what it has of `version`."""
@@ -180,25 +201,42 @@ class HttpPoolLink:
 
     def _get(self, peer: str, path: str, limit_bytes: int) -> Response | None:
         try:
-            return self._client.fetch_any_status(self._target(peer, "GET", path), limit_bytes, self._cancellation)
+            answer = self._client.fetch_any_status(self._target(peer, "GET", path), limit_bytes, self._cancellation)
         except (HoldfastError, Cancelled, ValueError) as error:
             self._note_failure(peer, error)
             return None
+        self._note_answer(peer, answer)
+        return answer
 
     def _post(self, peer: str, path: str, body: bytes) -> Response | None:
         try:
             target = self._target(peer, "POST", path, "", digest_content(body))
             answer = self._client.post_any_status(target, body, MAX_BODY_BYTES, self._cancellation)
-        except (HoldfastError, Cancelled) as error:
+        except (HoldfastError, Cancelled, ValueError) as error:
             self._note_failure(peer, error)
             return None
-        self._log_once.log_recovery(f"peer {peer}")
+        self._note_answer(peer, answer)
         return answer
+
+    def _note_answer(self, peer: str, answer: Response) -> None:
+        """Note that a peer answers; log once where it takes this node for a stranger: that needs a person."""
+        if answer.status != _UNAUTHORIZED:
+            self.states.note(peer, PeerState.LIVE)
+            self._log_once.log_recovery(f"peer {peer}")
+            return
+        self.states.note(peer, PeerState.REFUSED)
+        self._log_once.log_error(
+            f"peer {peer}",
+            f"refuses this node: all nodes of a pool need the same key, and clocks that differ by {WINDOW_S} s at most",
+        )
 
     def _note_failure(self, peer: str, error: Exception) -> None:
         """Log that a peer does not prove to be of the pool, once: all else of a peer may pass, this needs a person."""
         if isinstance(error.__cause__, ssl.SSLError):
+            self.states.note(peer, PeerState.REFUSED)
             self._log_once.log_error(f"peer {peer}", f"{error}; all nodes of a pool need --peer-tls-cert, or none")
+        elif isinstance(error, HoldfastError):
+            self.note_transfer(peer, error)
 
     def _target(self, peer: str, method: str, path: str, range_: str = "", digest: str = "") -> HttpTarget:
         parse_address(peer)

@@ -70,6 +70,9 @@ class PoolLink(Protocol):
     def want_digests(self, peer: str, version: str) -> None:
         """Ask a node to tell the sha256 of a version's pieces."""
 
+    def note_transfer(self, peer: str, error: HoldfastError | None) -> None:
+        """Note that a piece came from a peer, or why not."""
+
     def target_of(self, peer: str, piece: Piece, version: str | None) -> HttpTarget:
         """Return the signed address of a range of a blob at a peer, which says with it what it has of `version`."""
 
@@ -239,6 +242,8 @@ class VersionPool:
                 self._swarm.vouch(request.piece, receipt.sha256)
             elif request.peer is not None and have is not None:
                 self._swarm.heard(request.peer, have, load, now)
+        if request.peer is not None:
+            self._link.note_transfer(request.peer, None)
         self._tell_news()
 
     def _parse_pieces(self, text: str) -> int | None:
@@ -257,6 +262,8 @@ class VersionPool:
             if is_contradiction and assignment.piece is not None and assignment.piece.step is not None:
                 reason = self._take_contradiction(sha256, assignment.piece.peer)
             self._swarm.failed(request, reason, self._clock())
+        if request.peer is not None and error is not None and (reason is not None or not is_contradiction):
+            self._link.note_transfer(request.peer, error)
         self._tell_news()
 
     def _take_contradiction(self, sha256: str, peer: str) -> Reason | None:

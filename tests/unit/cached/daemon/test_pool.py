@@ -23,6 +23,7 @@ from cached.daemon.config import parse_config
 from cached.daemon.metrics import DaemonMetrics
 from cached.daemon.pool import ZONE_LABEL, PoolOptions, TlsOptions, open_pool, read_pool_tls
 from cached.fetch.pool.membership import MemberAddress
+from cached.fetch.pool.peer_states import PeerState
 from cached.kube.kubernetes import KubernetesCluster
 from cached.peers.access import PoolKeys, SignedRequest
 from cached.peers.members import trackers_of
@@ -179,10 +180,10 @@ def test_the_key_may_come_later(tmp_path: Path, caplog: pytest.LogCaptureFixture
         assert pool is not None
         assert pool.join({BLOB: 5}, ()) is None
         assert ask(port) == 401
-        assert b'holdfast_peers{state="known"} 0.0' in metrics.render()
+        assert b'holdfast_peers{state="idle"} 0.0' in metrics.render()
         path.write_text(KEY)
         assert ask(port) == 404
-        assert b'holdfast_peers{state="known"} 1.0' in metrics.render()
+        assert b'holdfast_peers{state="idle"} 1.0' in metrics.render()
         joined = pool.join({BLOB: 5}, ())
         assert joined is not None
         joined.leave()
@@ -290,7 +291,7 @@ def test_without_a_label_there_is_no_zone(tmp_path: Path, labels: dict[str, str]
 
 
 def test_a_lone_node_fetches_as_without_peers(tmp_path: Path) -> None:
-    """A node that knows no other member joins no swarm; the metrics say how many others it knows."""
+    """A node that knows no other member joins no swarm; the metrics say of no other one."""
     (tmp_path / "key").write_text("k" * 40)
     port = free_port()
     options = options_of(
@@ -300,5 +301,6 @@ def test_a_lone_node_fetches_as_without_peers(tmp_path: Path) -> None:
     with open_pool(options, Layout(tmp_path), no_labels, metrics.add_peers) as pool:
         assert pool is not None
         assert pool.join({"a" * 64: 5}, ()) is None
-        assert b'holdfast_peers{state="known"} 0.0' in metrics.render()
+        rendered = metrics.render()
+        assert all(f'holdfast_peers{{state="{state}"}} 0.0'.encode() in rendered for state in PeerState)
     assert b"holdfast_peers" not in DaemonMetrics().render()

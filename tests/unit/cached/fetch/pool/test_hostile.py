@@ -13,6 +13,7 @@ import pytest
 
 from cached.daemon.pool import PoolTls, TlsOptions
 from cached.fetch.attempt import SEGMENT_BYTES
+from cached.fetch.pool.peer_states import PeerState
 from cached.peers import bits
 from cached.peers.access import PoolKeys
 from cached.peers.messages import Announce, PieceDigest, encode_announce
@@ -86,6 +87,7 @@ def test_a_neighbour_that_is_honest_is_enough(tmp_path: Path, source: HostileOri
     with Neighbour() as neighbour, beside(neighbour, tmp_path) as node:
         node.begin(DATA, source.url("/f"))()
         assert not source.requests
+        assert node.link.states.count(PeerState.LIVE, [f"127.0.0.1:{neighbour.port}"]) == 1
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,8 @@ def test_a_neighbour_that_claims_all_and_gives_no_good_byte_is_left(
         assert neighbour.was_asked_for_bytes()
         check_one_copy(node, source)
         assert (node.engine.counts.peer_mismatches > 0) == isinstance(fault, FlipBit)
+        is_wrong = node.link.states.count(PeerState.WRONG, [f"127.0.0.1:{neighbour.port}"]) == 1
+        assert is_wrong or not isinstance(fault, (FlipBit, IgnoreRange))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -11,9 +13,11 @@ import pytest
 
 from cached.contract.layout import Layout
 from cached.fetch.pool.link import HttpPoolLink
+from cached.fetch.pool.peer_states import PeerState
 from cached.fetch.workers import PEER_HTTP
+from cached.peers.access import WINDOW_S, PoolKeys
 from cached.peers.members import rank_members
-from cached.peers.messages import Announce, Reply, encode_reply
+from cached.peers.messages import Announce, Reason, Reply, encode_reply
 from cached.peers.pieces import PIECE_BYTES, PieceMap
 from cached.peers.serving.contents import Contents, NoPartials
 from cached.peers.serving.server import PeerServer, ServerSettings
@@ -138,3 +142,73 @@ def test_nobody_that_answers_is_no_answer(network: Network) -> None:
     for tracker in network.trackers:
         network.close(tracker)
     assert network.link(1001, network.trackers).announce(ANNOUNCE) is None
+
+
+def find_state(link: HttpPoolLink, peer: str) -> PeerState:
+    """The state of one member, as its metric says."""
+    return next(state for state in PeerState if link.states.count(state, [peer]))
+
+
+@pytest.mark.parametrize(
+    ("fault", "state"),
+    [
+        (Hangup(), PeerState.UNREACHABLE),
+        (Status(401), PeerState.REFUSED),
+        (Status(404), PeerState.LIVE),
+        (Status(503), PeerState.LIVE),
+        (Raw(b"SSH-2.0-x\r\n"), PeerState.WRONG),
+        (Endless(), PeerState.WRONG),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_member_is_in_the_state_that_its_answer_shows(network: Network, fault: Fault, state: PeerState) -> None:
+    """A member that answers is live, also where it has nothing or is busy; one that takes this node for a stranger,
+    ends the connection or speaks no HTTP is counted apart."""
+    with HostileOrigin(host=HOST) as hostile:
+        hostile.always(f"/v1/versions/{PIECES.key}/pieces", fault)
+        address = f"{HOST}:{hostile.port}"
+        link = network.link(1001, [address])
+        assert find_state(link, address) is PeerState.IDLE
+        assert link.poll(address, PIECES.key, PIECES.count) is None
+        assert find_state(link, address) is state
+
+
+def test_a_tracker_that_is_gone_is_unreachable(network: Network) -> None:
+    """A node counts a tracker that answers as live, one that does not as unreachable, and one that it does not ask as
+    idle."""
+    first, second, third = network.trackers
+    network.close(first)
+    link = network.link(1001, network.trackers)
+    announce(link)
+    assert [find_state(link, each) for each in (first, second)] == [PeerState.UNREACHABLE, PeerState.LIVE]
+    link.announce(replace(ANNOUNCE, blames=((third, Reason.SLOW),)))
+    assert find_state(link, third) is PeerState.SLOW
+
+
+@pytest.mark.parametrize(("keys", "ahead_s"), [(PoolKeys([b"x" * 32]), 0.0), (KEYS, 2 * WINDOW_S)])
+def test_a_node_whose_key_or_clock_differs_is_told_so(
+    network: Network,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    keys: PoolKeys,
+    ahead_s: float,
+) -> None:
+    """The log of the node that is different says once of each member that it refuses this node, and what to compare;
+    and says when that has ended."""
+    with closing(HttpClient(PEER_HTTP)) as client:
+        current = keys
+        link = HttpPoolLink(client, Members(network.trackers), lambda: current, 1001, Cancellation())
+        with monkeypatch.context() as skewed, caplog.at_level(logging.INFO):
+            now = time.time
+            skewed.setattr("cached.fetch.pool.link.time.time", lambda: now() + ahead_s)
+            assert link.announce(ANNOUNCE) is None
+            assert link.announce(ANNOUNCE) is None
+        told = [record.getMessage() for record in caplog.records if "refuses this node" in record.getMessage()]
+        assert len(told) == len(network.trackers)
+        assert all("the same key, and clocks" in each for each in told)
+        assert find_state(link, network.trackers[0]) is PeerState.REFUSED
+        current = KEYS
+        with caplog.at_level(logging.INFO):
+            announce(link)
+        assert any("works again" in record.getMessage() for record in caplog.records)
+        assert find_state(link, network.trackers[0]) is PeerState.LIVE

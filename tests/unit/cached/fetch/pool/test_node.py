@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from cached.contract.digest import Digest
-from cached.contract.errors import Transient
+from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import Layout
 from cached.fetch.pool.membership import MemberAddress, Membership
 from cached.fetch.pool.node import PoolNode
@@ -69,6 +69,9 @@ class Link:
 
     def read_bundle(self, peer: str, sha256s: Sequence[str], cancellation: Cancellation) -> bytes:
         raise Transient("unreachable", f"no bundle from {peer}", "ask another")
+
+    def note_transfer(self, peer: str, error: HoldfastError | None) -> None:
+        """Note nothing."""
 
     def target_of(self, peer: str, piece: Piece, version: str | None) -> HttpTarget:
         return HttpTarget(f"http://{peer}/{piece.sha256}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cached.contract.errors import DigestMismatch
+from cached.contract.errors import DigestMismatch, HoldfastError
 from cached.contract.layout import Layout
 from cached.fetch.attempt import Segment
 from cached.fetch.pool.version import BlobSupply, VersionPool, parse_load
@@ -41,6 +41,7 @@ class Link:
         self.chains: dict[str, bytes] = {}  # by tracker
         self.asked: list[str] = []  # who was asked for a chain
         self.wanted: list[str] = []  # who was asked for digests
+        self.transfers: list[tuple[str, str | None]] = []  # how each piece of a peer ended
 
     def announce(self, message: Announce) -> Reply | None:
         self.announces.append(message)
@@ -62,6 +63,9 @@ class Link:
 
     def want_digests(self, peer: str, version: str) -> None:
         self.wanted.append(peer)
+
+    def note_transfer(self, peer: str, error: HoldfastError | None) -> None:
+        self.transfers.append((peer, None if error is None else error.code))
 
     def target_of(self, peer: str, piece: Piece, version: str | None) -> HttpTarget:
         return HttpTarget(f"http://{peer}/{piece.sha256}")
