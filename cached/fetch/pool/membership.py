@@ -57,7 +57,13 @@ def _parse_place(text: str) -> MemberAddress:
 def look_up(host: str, port: int) -> Sequence[str]:
     """Return the addresses of a host, as `IP:PORT`. Raises OSError."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    return [format_address(str(each[4][0]), port) for each in found]
+    return [format_address(_choose_form(str(each[4][0])), port) for each in found]
+
+
+def _choose_form(address: str) -> str:
+    """Return the one text of an address: that of IPv4 also where it is written as `::ffff:A.B.C.D`."""
+    found = ipaddress.ip_address(address)
+    return str(getattr(found, "ipv4_mapped", None) or found)
 
 
 class Membership:
@@ -77,6 +83,7 @@ class Membership:
         self._own_port = own_port
         self._resolve = resolve
         self._answers: dict[MemberAddress, frozenset[str]] = {}  # the last of each place
+        self._found: dict[MemberAddress, tuple[frozenset[str], frozenset[str]]] = {}  # with what is no host's address
         self._all: tuple[str, ...] = ()
         self._others: tuple[str, ...] = ()
         self._own_at = float("-inf")  # when this machine's addresses were looked at
@@ -115,10 +122,10 @@ class Membership:
             if place in answers and place in self._addresses:
                 continue  # it stands for itself
             try:
-                answers[place] = frozenset(self._resolve(place.host, place.port))
+                answers[place] = self._find_hosts(place)
             except OSError as error:
                 failure = f"{place.host}: {error.strerror or error}"
-            except UnicodeError as error:  # a name that cannot be one, as `a..b`
+            except ValueError as error:  # no host's address, or a name that cannot be one, as `a..b`
                 failure = f"{place.host}: {error}"
         now = time.monotonic()
         if (
@@ -129,6 +136,16 @@ class Membership:
         if (failure is not None) is not self._failing:
             self._failing = failure is not None
             _log.log(logging.WARNING if failure else logging.INFO, "members of the pool: %s", failure or "found again")
+
+    def _find_hosts(self, place: MemberAddress) -> frozenset[str]:
+        """Return the addresses of a place that are a host's. Raises OSError, or ValueError where there are none."""
+        found = frozenset(self._resolve(place.host, place.port))
+        known = self._found.get(place)
+        if known is None or known[0] != found:
+            known = self._found[place] = found, frozenset(filter(_is_hosts, found))
+        if not known[1]:
+            raise ValueError("no address of a host in the answer")
+        return known[1]
 
     def _take_members(self, addresses: set[str]) -> None:
         """Take the members, and find this node among them."""
@@ -142,6 +159,15 @@ def _choose_family(addresses: Collection[str]) -> list[str]:
     six = [address for address in addresses if address.startswith("[")]
     four = [address for address in addresses if not address.startswith("[")]
     return six if len(six) > len(four) else four
+
+
+def _is_hosts(address: str) -> bool:
+    """Return whether an address may be that of a member: not `0.0.0.0` or `::`, by which a node reaches itself."""
+    try:
+        host = ipaddress.ip_address(parse_address(address)[0])
+    except ValueError:
+        return False
+    return not (host.is_unspecified or host.is_multicast)
 
 
 def _is_address(host: str) -> bool:

@@ -2,7 +2,8 @@
 
 Law: a thread for each connection, none without one. So many uploads at once, the node served longest ago first; a
 request that waits longer than `wait_s` is told to ask another node. What is not signed by the pool gets 401, whatever
-it asks for. Past the limit of connections the longest idle one is closed.
+it asks for. Past the limit of connections the longest idle one is closed, of those that never showed the pool's key if
+there are any.
 """
 
 from __future__ import annotations
@@ -184,23 +185,33 @@ class PeerServer:
                 _log.warning("%s", reason or f"accepting a peer: {error.strerror or error}")
                 self._ended.wait(_PAUSE_S)
                 continue
-            self._begin(accepted, address[0])
+            try:
+                self._begin(accepted, address[0])
+            except (OSError, HoldfastError) as error:  # reset by the peer since it was accepted; or no thread
+                _log.debug("peer %s: %s", address[0], error)
+                accepted.close()
 
     def _begin(self, accepted: socket.socket, peer: str) -> None:
         connection = _Connection(self._serve, self._open_channel(accepted, self._settings.stall_s), peer)
         with self._lock:
-            if len(self._connections) >= self._settings.connections:
-                idle = [each for each in self._connections if each.idle_since is not None]
-                if not idle:
-                    accepted.close()
-                    return
-                min(idle, key=lambda each: each.idle_since or 0.0).shut_down()
+            if len(self._connections) >= self._settings.connections and not self._make_room():
+                connection.channel.close()
+                return
             self._connections[connection] = None
         try:
             limits.start_thread(connection.thread, "serving a peer")
         except HoldfastError as error:
             _log.warning("%s", error.message)
             self._end(connection)
+
+    def _make_room(self) -> bool:
+        """End a connection; return False where all are busy, or end already: so there are never more than twice as many
+        as allowed. Call with the lock held."""
+        idle = [each for each in self._connections if each.idle_since is not None and not each.is_ending]
+        if not idle:
+            return False
+        min(idle, key=lambda each: (each.is_member, each.idle_since or 0.0)).shut_down()
+        return True
 
     def _end(self, connection: _Connection) -> None:
         with self._lock:
@@ -224,6 +235,7 @@ class PeerServer:
                     return
                 if not self._is_of_pool(connection, request):
                     return
+                connection.is_member = True
                 body = reader.read_body(request, settings.head_s)
                 if body is None:
                     return
@@ -430,16 +442,19 @@ def _check_pace(sent: int, sending_s: float) -> None:
 
 
 class _Connection:
-    """A connection and its thread. `idle_since` is set while it waits for a request, in monotonic seconds."""
+    """A connection and its thread. `idle_since` is set while it waits for a request, in monotonic seconds; `is_member`
+    from its first signed request on."""
 
     def __init__(self, serve: Callable[[_Connection], None], channel: Channel, peer: str) -> None:
         self.channel = channel
         self.peer = peer
         self.idle_since: float | None = time.monotonic()
+        self.is_member = self.is_ending = False
         self.thread = threading.Thread(target=serve, args=(self,), name=f"peer {peer}"[:15], daemon=True)
 
     def shut_down(self) -> None:
         """Wake the thread: its next use of the socket fails."""
+        self.is_ending = True
         self.channel.shut_down()
 
 

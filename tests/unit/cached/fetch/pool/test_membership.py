@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 import threading
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 import pytest
 
 from cached.fetch.pool.membership import MemberAddress, Membership, Resolver, look_up, parse_peers
+from cached.peers.members import MAX_MEMBERS
 from tests.support.fetching import eventually
 
 HOUR_S = 3600.0
@@ -109,6 +111,63 @@ def test_a_name_that_cannot_be_is_no_member(caplog: pytest.LogCaptureFixture) ->
     membership.close()
     assert membership.list_others() == ("198.51.100.1:5",)
     assert ["a..b" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_an_ipv4_address_in_ipv6_is_that_address(caplog: pytest.LogCaptureFixture) -> None:
+    """`::ffff:A.B.C.D`, as a name server or `--peers` may have it, is the member A.B.C.D, once, as others know it."""
+    places = parse_peers("[::ffff:198.51.100.1]:5,198.51.100.1:5,[::ffff:198.51.100.2]:5")
+    assert places is not None
+    membership = Membership(places, 5)
+    membership.start()
+    membership.close()
+    assert membership.list_others() == ("198.51.100.1:5", "198.51.100.2:5")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "useless",
+    [["0.0.0.0:5"], ["[::]:5"], ["239.0.0.1:5"], ["nonsense"], []],
+    ids=lambda found: "".join(found) or "none",
+)
+def test_an_answer_without_a_host_leaves_the_members(useless: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    """What is no host's address, as a name server that filters answers, is no member, and would be this node itself:
+    beside others it is ignored; alone it leaves the last members, and the log says so once. Later answers count."""
+    answers = [["198.51.100.1:5"], useless, useless, [*useless, "198.51.100.2:5"]]
+    asked = []
+
+    def resolve(host: str, port: int) -> Sequence[str]:
+        asked.append(membership.list_others())
+        return answers[min(len(asked), len(answers)) - 1]
+
+    membership = Membership((MemberAddress("peers", 5),), 5, resolve, lookup_s=0.01)
+    membership.start()
+    try:
+        eventually(lambda: len(asked) > 4)
+        assert asked[1:4] == [("198.51.100.1:5",)] * 3
+        assert membership.list_others() == ("198.51.100.2:5",)
+    finally:
+        membership.close()
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(told) == 1
+    assert "no address of a host" in told[0]
+
+
+def test_a_name_of_countless_addresses_is_bounded() -> None:
+    """Of ten thousand addresses, others at each look, so many are members as a pool may have, and the last ones."""
+    asked = 0
+
+    def resolve(host: str, port: int) -> Sequence[str]:
+        nonlocal asked
+        asked += 1
+        return [f"10.{asked % 2}.{number >> 8}.{number & 255}:5" for number in range(10_000)]
+
+    membership = Membership((MemberAddress("peers", 5),), 6, resolve, lookup_s=0.01)
+    membership.start()
+    try:
+        eventually(lambda: asked > 3)
+        assert len(membership.list_all()) == len(membership.list_others()) == MAX_MEMBERS
+    finally:
+        membership.close()
 
 
 def test_a_silent_name_server_holds_nothing_up() -> None:

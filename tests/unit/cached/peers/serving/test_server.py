@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
 import json
 import os
 import random
@@ -38,6 +39,10 @@ OTHER_POOL = PoolKeys([b"another pool's key, of 32 bytes.."])
 
 def blob_path(sha256: str) -> str:
     return f"/v1/blobs/sha256/{sha256}"
+
+
+def signed_headers(path: str, wanted: str) -> dict[str, str]:
+    return {"Authorization": KEYS.sign(SignedRequest("GET", path, wanted), time.time()), "Range": wanted}
 
 
 def head(path: str, wanted: str, *more: str) -> bytes:
@@ -413,3 +418,63 @@ def test_a_host_that_says_many_ports_is_few_nodes(start: Start) -> None:
 def test_a_strange_port_is_refused(start: Start, port: int) -> None:
     """A node that says a port that there is not is refused."""
     assert start().announce(encode_announce(WELL_FORMED), port).status in (400, 404)
+
+
+def test_strangers_close_no_connection_of_the_pool(start: Start) -> None:
+    """Where there are too many connections, those that never showed the pool's key make room first: a member keeps its
+    own, however long it was idle, and a new member is served."""
+    node = start(ServerSettings(connections=3))
+    path = blob_path(node.add_blob(DATA))
+    with contextlib.ExitStack() as stack:
+        member = stack.enter_context(contextlib.closing(http.client.HTTPConnection(*node.address, timeout=120)))
+        for strangers in (6, 0):
+            member.request("GET", path, headers=signed_headers(path, "bytes=0-9"))
+            with contextlib.closing(member.getresponse()) as response:
+                assert (response.status, response.read()) == (206, DATA[:10])
+            for _ in range(strangers):
+                stranger = stack.enter_context(socket.create_connection(node.address, timeout=120))
+                stranger.sendall(b"GET /v1")
+        assert node.get(path, "bytes=0-9").status == 206
+
+
+def test_a_flood_of_connections_takes_bounded_threads(start: Start) -> None:
+    """However many connections are opened at once, the port has twice as many threads as connections it allows, and
+    serves a member afterwards."""
+    node = start(ServerSettings(connections=8))
+    path = blob_path(node.add_blob(DATA))
+    before, most = threading.active_count(), 0
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(socket.create_connection(node.address, timeout=120))
+            most = max(most, threading.active_count() - before)
+        assert most <= 16
+        assert node.get(path, "bytes=0-9").status == 206
+
+
+def test_requests_that_are_sent_at_once_are_answered_in_turn(start: Start) -> None:
+    """A client may send several requests before it reads: each is answered, in their order; what follows the last one
+    and is no request ends the connection."""
+    node = start()
+    path = blob_path(node.add_blob(DATA))
+    asked = [(0, 9), (5, 70_000), (3, 3)]
+    with socket.create_connection(node.address, timeout=120) as connection:
+        connection.sendall(b"".join(head(path, f"bytes={first}-{last}") for first, last in asked) + b"GET\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))
+    for first, last in asked:
+        top, _, answer = answer.partition(b"\r\n\r\n")
+        assert top.startswith(b"HTTP/1.1 206 ")
+        assert answer[: last - first + 1] == DATA[first : last + 1]
+        answer = answer[last - first + 1 :]
+    assert answer.startswith(b"HTTP/1.1 400 ")
+
+
+def test_a_version_that_is_evicted_is_sent_to_its_end(start: Start) -> None:
+    """A range that is being sent keeps its bytes when the blob is deleted; the next request finds nothing."""
+    node = start()
+    data = os.urandom(PIECE_BYTES)
+    sha256 = node.add_blob(data)
+    with node.ask(blob_path(sha256), f"bytes=0-{PIECE_BYTES - 1}") as response:
+        assert response.read(10) == data[:10]
+        node.layout.blob(sha256).unlink()
+        assert response.read() == data[10:]
+    assert node.get(blob_path(sha256), "bytes=0-9").status == 404

@@ -6,6 +6,8 @@ import os
 import shutil
 import socket
 import ssl
+import struct
+import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, suppress
@@ -18,6 +20,7 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.fetch.workers import PEER_HTTP
 from cached.peers.access import SignedRequest
 from cached.peers.pieces import PIECE_BYTES
+from cached.peers.serving.channel import TlsChannel
 from cached.peers.serving.server import ServerSettings
 from cached.peers.serving.tls_files import TlsFiles, TlsPaths
 from cached.transport.client import HttpClient
@@ -187,3 +190,41 @@ def test_a_peer_that_does_not_read_is_dropped(start: Start, tls: TlsFiles, ask: 
         stalled.sendall(request.encode())
         assert stalled.recv(1) == b"H"
         assert len(ask(node, sha256, 10)) == 10
+
+
+def test_a_certificate_that_has_ended_is_not_of_the_pool(
+    start: Start, tmp_path: Path, certificates: Certificates
+) -> None:
+    """A node whose certificate was not renewed in time is asked for nothing by others, whose error says why."""
+    (tmp_path / "ended").mkdir()
+    ended = make_certificates(tmp_path / "ended", NAME, days=-1)
+    node = start(open_channel=files_of(ended).open_channel)
+    trust = ServerTrust(files_of(ended).read_client, NAME)
+    with closing(HttpClient(replace(PEER_HTTP, trust=trust))) as client, pytest.raises(HoldfastError) as caught:
+        client.fetch(HttpTarget(f"https://127.0.0.1:{node.address[1]}/v1/any"), 10, Cancellation())
+    assert caught.value.code == "tls_verification"
+    assert "expired" in caught.value.message
+    assert node.metrics.refusals == []
+
+
+def test_a_connection_that_is_reset_before_it_is_accepted_ends_alone(
+    start: Start, tls: TlsFiles, ask: Callable[..., bytes]
+) -> None:
+    """A peer that sends bytes and resets its connection while it waits to be accepted does not end the port: the next
+    one is served."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    def open_channel(accepted: socket.socket, stall_s: float) -> TlsChannel:
+        begun.set()
+        assert go_on.wait(60)
+        return tls.open_channel(accepted, stall_s)
+
+    node = start(open_channel=open_channel)
+    with socket.create_connection(node.address, timeout=20):
+        assert begun.wait(60)
+        for _ in range(3):
+            with socket.create_connection(node.address, timeout=20) as reset:
+                reset.sendall(b"\x16\x03\x01")
+                reset.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        go_on.set()
+        assert ask(node, node.add_blob(DATA), 10) == DATA[:10]
