@@ -29,7 +29,7 @@ _LOG = logging.getLogger(__name__)
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_TENSOR = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
+_TENSOR = re.compile(rf"{re.escape(_PREFIX)}(?P<module>.+)\.lora_(?P<half>[AB])\.weight")
 _BASE_LAYER = ".base_layer."  # PEFT saves an embedding or output layer whole where it is among the targets
 NOT_COMPUTED = (  # any non-empty value of these changes what an adapter computes
     "alora_invocation_tokens",
@@ -48,16 +48,18 @@ NOT_COMPUTED = (  # any non-empty value of these changes what an adapter compute
     "use_qalora",
     "velora_config",
 )
-# Without effect on what a saved adapter computes: its tensors say which modules it has, and nothing is trained here.
+# Without effect on what a saved adapter computes: nothing is trained here.
 WITHOUT_EFFECT = frozenset(
-    {"auto_mapping", "corda_config", "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode"}
-    | {"layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout", "megatron_core", "peft_version"}
-    | {"qalora_group_size", "revision", "runtime_config", "target_modules", "task_type"}
+    {"auto_mapping", "corda_config", "eva_config", "fan_in_fan_out", "inference_mode", "loftq_config", "lora_dropout"}
+    | {"megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "task_type"}
 )
 HONOURED = frozenset(
-    {"alpha_pattern", "base_model_name_or_path", "bias", "ensure_weight_tying", "init_lora_weights", "lora_alpha"}
-    | {"peft_type", "r", "rank_pattern", "use_rslora"}
+    {"alpha_pattern", "base_model_name_or_path", "bias", "ensure_weight_tying", "exclude_modules", "init_lora_weights"}
+    | {"layers_pattern", "layers_to_transform", "lora_alpha", "peft_type", "r", "rank_pattern", "target_modules"}
+    | {"use_rslora"}
 )
+_ALL_LINEAR = "all-linear"
+_LAYER = r".*?\.[^.]*\.(?P<index>\d+)\."  # the first number in a module's name
 _CHANGING_THE_BASE = (
     "corda",
     "loftq",
@@ -89,8 +91,41 @@ class Adapter:
 
 
 @dataclass(frozen=True, slots=True)
+class _Targets:
+    """The modules that `adapter_config.json` names, as PEFT's `check_target_module_exists` reads them (0.21): a pattern
+    for the whole name, or ends of names, None for those that the tensors have; of ends `layers`, if any, only."""
+
+    chosen: str | tuple[str, ...] | None
+    excluded: str | tuple[str, ...]
+    layers: tuple[int, ...]
+    patterns: tuple[str, ...]
+
+    @classmethod
+    def read(cls, config: dict[str, Any]) -> _Targets:
+        layers, patterns = config.get("layers_to_transform"), config.get("layers_pattern") or ()
+        return cls(
+            _read_names(config.get("target_modules")),
+            _read_names(config.get("exclude_modules")) or (),
+            (layers,) if isinstance(layers, int) else tuple(int(layer) for layer in layers or ()),
+            tuple(rf"(?:^|.*?\.){each}\.(?P<index>\d+)\." for each in _read_names(patterns, one=True) or ())
+            or (_LAYER,),
+        )
+
+    def __contains__(self, module: object) -> bool:
+        name = str(module)
+        if self.excluded and _is_among(self.excluded, name):
+            return False
+        if self.chosen is None or self.chosen == _ALL_LINEAR:
+            return True
+        if not _is_among(self.chosen, name) or isinstance(self.chosen, str) or not self.layers:
+            return _is_among(self.chosen, name)
+        found = next((match for pattern in self.patterns if (match := re.match(pattern, name))), None)
+        return found is not None and int(found["index"]) in self.layers
+
+
+@dataclass(frozen=True, slots=True)
 class _Config:
-    """The ranks and scales of `adapter_config.json`."""
+    """The targets, ranks and scales of `adapter_config.json`."""
 
     rank: int
     alpha: float
@@ -98,6 +133,7 @@ class _Config:
     alphas: dict[str, float]
     by_root: bool
     ties: bool
+    targets: _Targets
 
     def scale(self, module: str, rank: int) -> float:
         alpha = float(_by_pattern(self.alphas, module, self.alpha))
@@ -156,7 +192,7 @@ class Adapters:
         tensors = load_file(path, self._device, dtype=self._dtype)
         halves: dict[str, dict[str, torch.Tensor]] = {}
         for name in list(tensors):
-            found = _TENSOR.fullmatch(name.removeprefix(_PREFIX))
+            found = _TENSOR.fullmatch(name)
             if found is not None:
                 halves.setdefault(found["module"], {})[found["half"]] = tensors[name]
             else:
@@ -186,7 +222,7 @@ class Adapters:
         own = name.removeprefix(_PREFIX).replace(_BASE_LAYER, ".")
         base = self._module.state_dict().get(own)
         if base is None:
-            raise _refused(path, name, "a tensor `….lora_A.weight` or `….lora_B.weight`", "another kind")
+            raise _refused(path, name, f"a tensor `{_PREFIX}….lora_A.weight` or `….lora_B.weight`", "another kind")
         if base.shape != tensor.shape or not torch.equal(base, tensor.to(base.dtype)):
             found = f"other weights, shape {tuple(tensor.shape)}, where the base has {tuple(base.shape)}"
             raise _refused(path, name, f"the weights of the base's {own}, which PEFT saves with the adapter", found)
@@ -204,6 +240,9 @@ class Adapters:
 
     def _delta(self, path: Path, module: str, pair: dict[str, torch.Tensor], config: _Config) -> _Delta:
         name = f"{_PREFIX}{module}.lora_A.weight"
+        if module not in config.targets:
+            expected = f"a module that {CONFIG_FILE} names (target_modules, exclude_modules, layers_to_transform)"
+            raise _refused(path, name, expected, f"{module!r}, which PEFT would leave out")
         try:
             target = self._module.get_submodule(module)
         except AttributeError as error:
@@ -273,7 +312,8 @@ def _read_config(path: Path) -> _Config:
         for pattern in (*ranks, *alphas):
             re.compile(pattern)
         by_root, ties = bool(config.get("use_rslora")), bool(config.get("ensure_weight_tying"))
-        return _Config(int(config["r"]), float(config["lora_alpha"]), ranks, alphas, by_root, ties)
+        targets = _Targets.read(config)
+        return _Config(int(config["r"]), float(config["lora_alpha"]), ranks, alphas, by_root, ties, targets)
     except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
         raise _invalid(path, error) from error
 
@@ -286,6 +326,20 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise _invalid(path, TypeError("not a JSON object"))
     return config
+
+
+def _read_names(found: Any, *, one: bool = False) -> str | tuple[str, ...] | None:
+    """Return a pattern (with `one` a tuple of it), or names; None for none."""
+    if isinstance(found, str):
+        re.compile(found)
+        return (found,) if one else found
+    return None if found is None else tuple(map(str, found))
+
+
+def _is_among(names: str | tuple[str, ...], module: str) -> bool:
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return module in names or any(module.endswith(f".{name}") for name in names)
 
 
 def _by_pattern(patterns: dict[str, Any], module: str, default: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,38 @@ def test_the_output_layer_that_peft_saves_must_be_the_bases(llama: Path, tmp_pat
         load(llama, tmp_path)
     save_file({**tensors, saved: torch.cat([tensors[saved], tensors[saved][:2]])}, path)
     with pytest.raises(Permanent, match=r"found other weights, shape \(260, 64\), where the base has \(258, 64\)"):
+        load(llama, tmp_path)
+
+
+NARROWED: dict[str, dict[str, Any]] = {
+    "another module": {"target_modules": ["v_proj"]},
+    "part of a name": {"target_modules": ["proj"]},
+    "a pattern": {"target_modules": r".*layers\.0\..*q_proj"},
+    "excluded": {"exclude_modules": ["q_proj"]},
+    "excluded by a pattern": {"exclude_modules": r".*layers\.1\..*"},
+    "other layers": {"layers_to_transform": [0]},
+    "one layer": {"layers_to_transform": 0},
+    "another list of layers": {"layers_to_transform": [0, 1], "layers_pattern": "h"},
+}
+
+
+@pytest.mark.parametrize("name", NARROWED)
+def test_a_tensor_that_peft_would_leave_out_is_refused(llama: Path, tmp_path: Path, name: str) -> None:
+    """A file that has matrices of modules which adapter_config.json leaves out computes something else with PEFT, which
+    passes over them: it is refused by the tensor's name."""
+    adapted(llama, tmp_path, 3, target_modules=["q_proj"])
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | NARROWED[name]))
+    with pytest.raises(Permanent, match=r"q_proj\.lora_A\.weight: expected a module that adapter_config\.json names"):
+        load(llama, tmp_path)
+
+
+def test_a_name_that_peft_would_not_find_is_refused(llama: Path, tmp_path: Path) -> None:
+    """PEFT passes over a tensor whose name does not begin as it saves it: that is refused here."""
+    adapted(llama, tmp_path, 3, target_modules=["q_proj"])
+    path = tmp_path / "adapter_model.safetensors"
+    save_file({name.removeprefix("base_model.model."): tensor for name, tensor in load_file(path).items()}, path)
+    with pytest.raises(Permanent, match=r"expected a tensor `base_model\.model\.….lora_A\.weight`"):
         load(llama, tmp_path)
 
 
