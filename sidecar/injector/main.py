@@ -26,14 +26,14 @@ from cached.contract.program.logs import log_to_stderr
 from cached.contract.program.options import EXIT_DONE, EXIT_FAILED
 from cached.contract.program.process import SignalThread
 from sidecar.injector.catalog_view import CatalogView, read_catalog
-from sidecar.injector.driver_nodes import DriverNodes
+from sidecar.injector.cluster.api import KubeApi, keep_up
+from sidecar.injector.cluster.driver_nodes import DriverNodes
+from sidecar.injector.cluster.pool_key import PoolKeyStore
 from sidecar.injector.http import InjectorMetrics, probe_application
 from sidecar.injector.https.certificate_store import CertificateStore
 from sidecar.injector.https.context import ServingTls
-from sidecar.injector.kube import KubeApi, keep_up
-from sidecar.injector.mode import Mode
-from sidecar.injector.patch import ClusterDefaults
-from sidecar.injector.pool_key import PoolKeyStore
+from sidecar.injector.pod.delivery import Mode
+from sidecar.injector.pod.patch import ClusterDefaults
 from sidecar.injector.settings import InjectorOptions, parse
 from sidecar.injector.webhook import Reviewer, review_application
 

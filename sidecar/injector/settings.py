@@ -13,11 +13,11 @@ from pathlib import Path
 
 from cached.contract.layout import DEFAULT_ROOT, Layout
 from cached.contract.program.options import OptionParser, parse_address, whole_number
-from sidecar.injector.gate_container import GateMode, GateResources, GateSettings
+from sidecar.injector.cluster.api import ACCOUNT
+from sidecar.injector.cluster.pool_key import PoolSecret
 from sidecar.injector.https.certificate_store import CertificateObjects
-from sidecar.injector.kube import ACCOUNT
-from sidecar.injector.mode import Mode
-from sidecar.injector.pool_key import PoolSecret
+from sidecar.injector.pod.delivery import Mode
+from sidecar.injector.pod.gate_container import GateMode, GateResources, GateSettings
 
 _LISTEN = "0.0.0.0:8443"  # the API server comes from outside the pod
 _METRICS = "0.0.0.0:8444"  # and so do the kubelet and Prometheus

@@ -20,9 +20,9 @@ from aiohttp import web
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.program.logs import about
 from sidecar.injector.catalog_view import NO_CATALOG, CatalogView
-from sidecar.injector.gate_container import Json
-from sidecar.injector.patch import ClusterDefaults, Patch, patch_pod
-from sidecar.injector.pod_schema import check_pod
+from sidecar.injector.pod.gate_container import Json
+from sidecar.injector.pod.patch import ClusterDefaults, Patch, patch_pod
+from sidecar.injector.pod.schema import check_pod
 
 _log = logging.getLogger(__name__)
 _API_VERSION = "admission.k8s.io/v1"

@@ -14,9 +14,9 @@ from cached.contract.digest import Digest
 from cached.contract.errors import Permanent
 from cached.contract.reference import ModelRef
 from sidecar.injector.catalog_view import NO_CATALOG, CatalogView
-from sidecar.injector.gate_container import GateMode, GateResources, GateSettings
-from sidecar.injector.mode import Mode
-from sidecar.injector.patch import ClusterDefaults, Patch, patch_pod
+from sidecar.injector.pod.delivery import Mode
+from sidecar.injector.pod.gate_container import GateMode, GateResources, GateSettings
+from sidecar.injector.pod.patch import ClusterDefaults, Patch, patch_pod
 
 Json = dict[str, Any]
 

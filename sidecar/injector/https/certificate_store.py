@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from cached.contract.errors import Transient
+from sidecar.injector.cluster.api import Json, KubeApi, KubeConflict
 from sidecar.injector.https.certificates import CertificateKeys, next_keys
 from sidecar.injector.https.context import ServingTls
-from sidecar.injector.kube import Json, KubeApi, KubeConflict
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS = 5  # of replicas that write at the same moment, one succeeds each time

@@ -27,8 +27,8 @@ from cached.core.catalog import EMPTY_CATALOG, parse_catalog
 from cached.sources.huggingface.address import HubAddress
 from cached.sources.s3.address import S3Address
 from cached.transport.urls import Address, next_hop
-from sidecar.injector.mode import Mode
-from sidecar.injector.patch import ClusterDefaults
+from sidecar.injector.pod.delivery import Mode
+from sidecar.injector.pod.patch import ClusterDefaults
 from sidecar.injector.webhook import Reviewer
 from tests.support.pods import SETTINGS
 from tests.system.fuzz.mutations import HOSTILE, spoiled, spoiled_bytes

@@ -21,8 +21,8 @@ import yaml
 
 from sidecar.injector import settings
 from sidecar.injector.catalog_view import NO_CATALOG
-from sidecar.injector.mode import Mode
-from sidecar.injector.patch import ClusterDefaults, patch_pod
+from sidecar.injector.pod.delivery import Mode
+from sidecar.injector.pod.patch import ClusterDefaults, patch_pod
 from tests.support.kustomize import Json
 from tests.support.manifests import EVERYTHING, objects, one
 

@@ -12,10 +12,10 @@ from cached.contract.annotations import CSI_DRIVER, KNOWN, PREFIX, WeightsReques
 from cached.csi.request import Access, parse_request
 from cached.daemon.config import parse_config
 from cached.fetch.pool.membership import MemberAddress as Member
-from sidecar.injector import pool_key
 from sidecar.injector import settings as inject_settings
-from sidecar.injector.gate_container import NAME, make_gate, mount
+from sidecar.injector.cluster import pool_key
 from sidecar.injector.https.certificate_store import CertificateObjects
+from sidecar.injector.pod.gate_container import NAME, make_gate, make_host_mount
 from tests.support.kustomize import Json, containers
 from tests.support.manifests import EVERYTHING, OVERLAYS, objects, one
 from tests.support.pods import inject
@@ -186,7 +186,7 @@ def test_the_gate_by_hand_is_the_injectors(example: str) -> None:
     expected["imagePullPolicy"] = written.get("imagePullPolicy", expected["imagePullPolicy"])
     assert {**written, "imagePullPolicy": expected["imagePullPolicy"], "args": None} == {**expected, "args": None}
     assert _options(written["args"]) == _options(expected["args"]) - {("--verify", "record")}
-    assert pod["spec"]["containers"][0]["volumeMounts"][0] == mount("/holdfast", "IfPossible")
+    assert pod["spec"]["containers"][0]["volumeMounts"][0] == make_host_mount("/holdfast", "IfPossible")
 
 
 def test_the_injector_leaves_the_examples_alone() -> None:

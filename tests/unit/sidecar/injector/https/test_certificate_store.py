@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import HoldfastError, Transient
+from sidecar.injector.cluster.api import KubeApi
 from sidecar.injector.https.certificate_store import CertificateObjects, CertificateStore
 from sidecar.injector.https.certificates import CA_LIFE, CERTIFICATE_LIFE, SPREAD, CertificateKeys
 from sidecar.injector.https.context import ServingTls
-from sidecar.injector.kube import KubeApi
 from tests.support.certificates import make_certificates
 from tests.support.fake_api import FakeApi
 

@@ -32,8 +32,18 @@ from cached.contract.errors import Permanent
 from cached.contract.layout import PublicLayout
 from cached.contract.reference import ModelRequest, variable_suffix, write_models, write_pins
 from sidecar.injector.catalog_view import CatalogView
-from sidecar.injector.gate_container import NAME, VOLUME, GateSettings, Json, containers_of, make_gate, mount, volume
-from sidecar.injector.mode import Delivery, Mode, choose_delivery, has_driver, make_volume, make_volume_mount
+from sidecar.injector.pod.csi_volume import make_csi_mount, make_csi_volume, make_driver_condition
+from sidecar.injector.pod.delivery import Delivery, Mode, choose_delivery
+from sidecar.injector.pod.gate_container import (
+    NAME,
+    VOLUME,
+    GateSettings,
+    Json,
+    containers_of,
+    make_gate,
+    make_host_mount,
+    make_host_volume,
+)
 
 VARIABLE = "HOLDFAST_MODEL_PATH"
 _MIRROR = "kubernetes.io/config.mirror"  # a static pod, which the node runs whatever the API server answers
@@ -84,14 +94,14 @@ def patch_pod(
     asked = replace(asked, models=tuple(_pin(wanted, catalog) for wanted in asked.models))
     delivery, gate = choose_delivery(asked, spec, defaults.mode, driver_nodes), defaults.gate
     if delivery.volume:
-        weights, added = make_volume(asked), make_volume_mount(asked.mount_path)
+        weights, added = make_csi_volume(asked), make_csi_mount(asked.mount_path)
     else:
-        weights, added = volume(gate), mount(asked.mount_path, gate.recursive_read_only)
+        weights, added = make_host_volume(gate), make_host_mount(asked.mount_path, gate.recursive_read_only)
     operations = [
         *_annotations(notes, asked, delivery, defaults.version),
         *_volumes(spec, weights),
         *_containers(spec, asked, added),
-        *_affinity(spec, asked, [has_driver()] if delivery.only_with_driver else []),
+        *_affinity(spec, asked, [make_driver_condition()] if delivery.only_with_driver else []),
     ]
     if not delivery.volume:
         # Last: it shifts the other init containers, whose indexes the operations above use.

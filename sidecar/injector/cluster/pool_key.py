@@ -12,7 +12,7 @@ import secrets
 from dataclasses import dataclass
 
 from cached.contract.errors import Permanent, Transient
-from sidecar.injector.kube import KubeApi, KubeConflict
+from sidecar.injector.cluster.api import KubeApi, KubeConflict
 
 _log = logging.getLogger(__name__)
 

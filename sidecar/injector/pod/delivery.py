@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from cached.contract.annotations import CSI_DRIVER, CSI_LABEL, LABEL_VALUE, WeightsRequest
-from cached.contract.reference import write_models, write_pins
-from sidecar.injector.gate_container import VOLUME, Json
+from cached.contract.annotations import WeightsRequest
+from sidecar.injector.pod.gate_container import Json
 
 _NODE_NAME = "metadata.name"
 
@@ -47,26 +46,6 @@ def choose_delivery(asked: WeightsRequest, spec: Json, mode: Mode, driver_nodes:
     if node is not None:
         return Delivery(volume=node in driver_nodes)
     return Delivery(volume=True, only_with_driver=True) if driver_nodes else Delivery(volume=False)
-
-
-def make_volume(asked: WeightsRequest) -> Json:
-    """Return the volume with a pod's own versions; `asked.models` include the pins that apply. With `models` it is a
-    tree of names like the node's public folder, so that a pod finds everything at the paths that a gate gives it."""
-    attributes = {"models": write_models(asked.models), "verify": asked.verify}
-    pins = write_pins(asked.models)
-    if pins is not None:
-        attributes["digest"] = pins
-    return {"name": VOLUME, "csi": {"driver": CSI_DRIVER, "readOnly": True, "volumeAttributes": attributes}}
-
-
-def make_volume_mount(path: str) -> Json:
-    """Return a mount of that volume. The driver's own mounts are read-only, at every depth."""
-    return {"name": VOLUME, "mountPath": path, "readOnly": True}
-
-
-def has_driver() -> Json:
-    """Return the condition of a node affinity for nodes whose daemon mounts volumes."""
-    return {"key": CSI_LABEL, "operator": "In", "values": [LABEL_VALUE]}
 
 
 def _only_node(spec: Json) -> str | None:

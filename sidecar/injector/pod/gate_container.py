@@ -107,19 +107,19 @@ def _container(arguments: list[str], spec: Json, settings: GateSettings) -> Json
         "args": arguments,
         "securityContext": _security(settings.user),
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "volumeMounts": [mount(str(DEFAULT_MOUNT), settings.recursive_read_only)],
+        "volumeMounts": [make_host_mount(str(DEFAULT_MOUNT), settings.recursive_read_only)],
     }
     resources = _resources(spec, settings.resources)
     return {**container, "resources": resources} if resources else container
 
 
-def volume(settings: GateSettings) -> Json:
+def make_host_volume(settings: GateSettings) -> Json:
     """Return the node's public folder as a volume. It is created where missing, as a pod on a new node may start before
     the daemon, which then adopts it; with `Directory` the kubelet retries only after up to two minutes."""
     return {"name": VOLUME, "hostPath": {"path": settings.host_public, "type": "DirectoryOrCreate"}}
 
 
-def mount(path: str, recursive_read_only: str) -> Json:
+def make_host_mount(path: str, recursive_read_only: str) -> Json:
     """Return a read-only mount of the volume at `path`."""
     recursive = {} if recursive_read_only == "Disabled" else {"recursiveReadOnly": recursive_read_only}
     return {"name": VOLUME, "mountPath": path, "readOnly": True, **recursive}

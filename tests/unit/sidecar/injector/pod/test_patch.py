@@ -12,8 +12,8 @@ from cached.contract.annotations import INJECTED, MODELS
 from cached.contract.reference import ModelRef
 from sidecar.gate.settings import parse as parse_gate
 from sidecar.injector.catalog_view import CatalogView
-from sidecar.injector.gate_container import GateSettings
-from sidecar.injector.patch import Patch
+from sidecar.injector.pod.gate_container import GateSettings
+from sidecar.injector.pod.patch import Patch
 from tests.support.pods import (
     ASK,
     DIGEST,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cached.contract.annotations import INJECTED, MODE, MODELS
-from sidecar.injector.mode import Mode
+from sidecar.injector.pod.delivery import Mode
 from tests.support.pods import ASK, DIGEST, OTHER_DIGEST, PINNED, Json, ask_more, inject, make_pod, refusal
 
 MOUNT = {"name": "holdfast", "mountPath": "/holdfast", "readOnly": True}

@@ -13,8 +13,8 @@ import pytest
 from cached.contract.errors import HoldfastError, Transient
 from cached.peers.serving.key_file import KeyFile
 from sidecar.injector import settings
-from sidecar.injector.kube import Json, KubeApi
-from sidecar.injector.pool_key import PoolKeyStore, PoolSecret
+from sidecar.injector.cluster.api import Json, KubeApi
+from sidecar.injector.cluster.pool_key import PoolKeyStore, PoolSecret
 from tests.support.certificates import make_certificates
 from tests.support.fake_api import FakeApi
 

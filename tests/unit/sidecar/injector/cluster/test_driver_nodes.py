@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from sidecar.injector.driver_nodes import DriverNodes
-from sidecar.injector.kube import KubeApi
+from sidecar.injector.cluster.api import KubeApi
+from sidecar.injector.cluster.driver_nodes import DriverNodes
 from tests.support.certificates import make_certificates
 from tests.support.fake_api import FakeApi
 from tests.support.kube_store import Object
@@ -73,7 +73,7 @@ async def test_a_watch_that_fell_behind_lists_again(
     api: FakeApi, found: DriverNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After an ERROR event, and after the end of a watch, the nodes are listed anew."""
-    monkeypatch.setattr("sidecar.injector.driver_nodes._PAUSE_S", 0.01)
+    monkeypatch.setattr("sidecar.injector.cluster.driver_nodes._PAUSE_S", 0.01)
     async with running(found):
         await until(found, "a")
         api.order_watchers("error 410")
@@ -88,14 +88,14 @@ async def test_without_the_right_there_is_no_such_node(
     api: FakeApi, found: DriverNodes, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An injector that may not read CSINode objects knows of no node with the driver, says so once, and serves."""
-    monkeypatch.setattr("sidecar.injector.driver_nodes._REFUSED_PAUSE_S", 0.01)
+    monkeypatch.setattr("sidecar.injector.cluster.driver_nodes._REFUSED_PAUSE_S", 0.01)
     api.refuse("GET", NODES, 403, times=EVERY)
     with caplog.at_level(logging.WARNING):
         async with running(found):
             await until(found)
             while sum(asked.path == NODES for asked in api.asked) < 3:
                 await asyncio.sleep(0.01)
-    told = [record.getMessage() for record in caplog.records if record.name == "sidecar.injector.driver_nodes"]
+    told = [record.getMessage() for record in caplog.records if record.name == "sidecar.injector.cluster.driver_nodes"]
     assert len(told) == 1 and "pods get a gate" in told[0] and "403" in told[0]
     assert found.names == set()
 
@@ -104,7 +104,7 @@ async def test_a_lost_api_keeps_what_was_known(
     api: FakeApi, found: DriverNodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While the API server does not answer, the nodes known last stay; a missed change is found afterwards."""
-    monkeypatch.setattr("sidecar.injector.driver_nodes._PAUSE_S", 0.01)
+    monkeypatch.setattr("sidecar.injector.cluster.driver_nodes._PAUSE_S", 0.01)
     async with running(found):
         await until(found, "a")
         api.refuse("GET", NODES, 503, times=EVERY)

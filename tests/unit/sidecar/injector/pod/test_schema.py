@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cached.contract.errors import Permanent
-from sidecar.injector.pod_schema import check_pod
+from sidecar.injector.pod.schema import check_pod
 
 GOOD: dict[str, Any] = {
     "metadata": {"annotations": {"a": "b"}},

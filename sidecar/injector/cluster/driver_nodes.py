@@ -13,7 +13,7 @@ from contextlib import aclosing
 
 from cached.contract.annotations import CSI_DRIVER
 from cached.contract.errors import HoldfastError, Permanent
-from sidecar.injector.kube import Json, KubeApi
+from sidecar.injector.cluster.api import Json, KubeApi
 
 _log = logging.getLogger(__name__)
 _PATH = "/apis/storage.k8s.io/v1/csinodes"
