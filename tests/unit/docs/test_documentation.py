@@ -93,3 +93,47 @@ def test_every_link_leads_somewhere(page: str) -> None:
         if not target.exists() or (anchor and anchor not in _anchors(target)):
             lost.append(link)
     assert lost == []
+
+
+_OPENED = re.compile(r"`([\w/]+(?:\.py|/))`")
+
+
+def _wrong_paths(text: str) -> list[str]:
+    """The paths in the page of the architecture that lead nowhere: in a room's table from its folder, in a walk from
+    any folder."""
+    files = [
+        f"/{path.relative_to(ROOT)}" for top in ("cached", "sidecar", "server") for path in (ROOT / top).rglob("*.py")
+    ]
+    wrong, room = [], ""
+    for line in text.splitlines():
+        if line.startswith("#"):
+            heading = re.fullmatch(r"### `([\w/]+/)`", line)
+            room = "" if heading is None else heading[1]
+        if room and line.startswith("| "):
+            for cell in line.split(" | ")[1:]:
+                wrong += [f"{room}{name}" for name in _OPENED.findall(cell) if not (ROOT / room / name).exists()]
+        elif re.match(r"\d+\. |   ", line):
+            names = [name for name in _OPENED.findall(line) if name.endswith(".py")]
+            wrong += [name for name in names if not any(file.endswith(f"/{name}") for file in files)]
+    return wrong
+
+
+def test_the_architecture_leads_to_files() -> None:
+    """Every file that the tables and the walks of docs/architecture.md name is there."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    assert _wrong_paths(text) == []
+    assert _wrong_paths("### `cached/store/`\n| gone | `gone.py`, `blobs.py` |\n## Walk\n1. `none.py`, `blobs.py`") == [
+        "cached/store/gone.py",
+        "none.py",
+    ]
+
+
+def test_the_architecture_names_every_room() -> None:
+    """Each folder of modules at the first level has its table, so that a reader misses no room."""
+    text = (ROOT / "docs/architecture.md").read_text()
+    rooms = {
+        path.parent.relative_to(ROOT)
+        for top in ("cached", "sidecar", "server")
+        for path in (ROOT / top).glob("*/__init__.py")
+    }
+    assert [str(room) for room in sorted(rooms) if f"### `{room}/`" not in text] == []
