@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Container, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -145,6 +145,8 @@ class Publisher:
             for each in group:
                 each.publication.journal_ids = each.list_ids()
                 each.publication.keeps = self._find_readers(each.publication)
+            here, manifests = tuple(self._inventory.manifests.items()), [each.manifest for each in publications]
+            await self._do(_quarantine_rotten, self._layout, self._ledger, self._inventory.links, here, manifests)
             await self._blocking.finish(publish_all, self._layout, self.claims.journal, self._root.check, publications)
             for publication in publications:
                 self._record(publication)
@@ -384,6 +386,21 @@ def _restore(
             for sha256 in manifest.blob_sizes():
                 ledger.count_blob(sha256, blobs.size(layout, sha256) or 0)
                 ledger.count_quarantined(sha256, deletion.quarantined_bytes(layout, sha256))
+
+
+def _quarantine_rotten(
+    layout: Layout,
+    ledger: Ledger,
+    links: Container[str],
+    here: Sequence[tuple[Digest, Manifest]],
+    manifests: Sequence[Manifest],
+) -> None:
+    """Quarantine what new versions share with the snapshots here, where it was written to since it was hashed and is
+    wrong: their publication ends with `blob_gone`, and the snapshots are withdrawn at the next look."""
+    with durable.disk_errors("looking at shared blobs"):
+        shared = {sha256 for manifest in manifests for sha256 in manifest.packed.blobs() if sha256 in links}
+        for sha256 in repair.find_rotten(layout, here, shared):
+            deletion.quarantine(layout, ledger, sha256)
 
 
 def _withdraw(

@@ -13,13 +13,13 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
-from cached.contract.layout import Layout
+from cached.contract.layout import Layout, SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.program import limits
 from cached.contract.reference import ModelRef
@@ -69,7 +69,10 @@ def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest
     """Restore a version's links, snapshot and names from the disk; leave its snapshot as it is if blobs are lost.
     Raises `HoldfastError` for a disk error."""
     with durable.disk_errors(f"restoring snapshot {digest}"):
-        condemned = relink(layout, digest, manifest)
+        rotten = find_rotten(layout, [(digest, manifest)], manifest.blob_sizes())
+        for sha256 in rotten:  # made anew, the snapshot would have a record that fits it
+            blobs.quarantine(layout, sha256)
+        condemned = relink(layout, digest, manifest).union(rotten)
         lost = frozenset(sha256 for sha256 in manifest.blob_sizes() if not blobs.has(layout, sha256))
         if lost:
             return Restored(lost, condemned)
@@ -91,6 +94,42 @@ def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest
     return Restored(lost, condemned)
 
 
+def find_changed(
+    layout: Layout, snapshots_here: Iterable[tuple[Digest, Manifest]], sha256s: Collection[str]
+) -> set[str]:
+    """Return those of these blobs that are not as any record says that they were when they were hashed, though one is
+    of the same file: they were written to since. A record costs a read, a blob in it a system call."""
+    left, changed = set(sha256s), set[str]()
+    for digest, manifest in snapshots_here:
+        if not left:
+            break
+        listed = [
+            (path, sha256)
+            for path, sha256 in zip(manifest.packed.paths, manifest.packed.blobs(), strict=True)
+            if sha256 in left
+        ]
+        record = _read_record(layout.public.snapshot(digest)) if listed else {}
+        for path, sha256 in listed:
+            seen, blob = record.get(path), layout.blob(sha256)
+            if seen is None or not _is_inode(blob, seen.ino):
+                continue
+            if _is_unchanged(blob, seen):
+                left.discard(sha256)
+            else:
+                changed.add(sha256)
+    return changed & left
+
+
+def find_rotten(
+    layout: Layout, snapshots_here: Iterable[tuple[Digest, Manifest]], sha256s: Collection[str]
+) -> list[str]:
+    """Hash what `find_changed` finds; return those with a wrong hash."""
+    changed = sorted(find_changed(layout, snapshots_here, sha256s))
+    for sha256 in changed:
+        _log.warning("blob %s: it was written to since it was hashed: hashing it again", sha256)
+    return [sha256 for sha256 in changed if not _hashes_to(layout.blob(sha256), sha256)]
+
+
 def relink(layout: Layout, digest: Digest, manifest: Manifest) -> frozenset[str]:
     """If a snapshot's file and its blob are different files, keep the one with the right bytes as the blob: a missing
     blob is linked from the file, a corrupt one goes into quarantine first. Return the sha256 of the quarantined blobs.
@@ -100,12 +139,7 @@ def relink(layout: Layout, digest: Digest, manifest: Manifest) -> frozenset[str]
     if not apart:
         return frozenset()
     condemned: set[str] = set()
-    try:
-        record = VerifiedRecord.parse(snapshot.verified.read_bytes()).files
-    except (OSError, HoldfastError) as error:
-        if limits.find_limit_error(error, "reading a record") is not None:
-            raise  # else an existing file would count as lost
-        record = {}  # missing or invalid: each file is hashed
+    record = _read_record(snapshot)  # where it is missing or invalid each file is hashed
     renewed = dict(record)
     for entry in apart:
         path = snapshot.path / entry.path
@@ -164,6 +198,23 @@ def _has_manifest(layout: Layout, digest: Digest, manifest: Manifest) -> bool:
     except OSError as error:
         if error.errno not in (*ROTTEN, errno.ENOENT, errno.ENOTDIR):
             raise
+        return False
+
+
+def _read_record(snapshot: SnapshotLayout) -> dict[str, VerifiedFile]:
+    """Return a snapshot's record by path, empty where it is missing or invalid. Raises where a limit is reached."""
+    try:
+        return VerifiedRecord.parse(snapshot.verified.read_bytes()).files
+    except (OSError, HoldfastError) as error:
+        if limits.find_limit_error(error, "reading a record") is not None:
+            raise  # else an existing file would count as lost
+        return {}
+
+
+def _is_inode(path: Path, inode: int) -> bool:
+    try:
+        return os.lstat(path).st_ino == inode
+    except (FileNotFoundError, NotADirectoryError):
         return False
 
 

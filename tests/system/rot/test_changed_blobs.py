@@ -1,0 +1,94 @@
+"""A blob is written to through another hard link, which leaves another mtime than when its sha256 was computed: no
+record that is written afterwards vouches for it unhashed. Nothing scrubs."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cached.contract.reference import ModelRef
+from tests.support.daemon import DaemonProcess, daemon_process, model, prefetched, publish_files
+from tests.support.gates import Gates
+
+V1, OTHER = ModelRef("tiny", "v1"), ModelRef("other", "v1")
+FILES = {"a.bin": random.Random(61).randbytes(400_001), "b/c.bin": random.Random(62).randbytes(5000)}
+SHARED = {"x.bin": FILES["a.bin"], "y.bin": b"mine"}
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, source: Path) -> Iterator[DaemonProcess]:
+    """A daemon with one version, and another in its catalog that shares a blob."""
+    with daemon_process(tmp_path / "daemon", "--scrub-rate", "0") as process:
+        publish_files(source / "a", FILES)
+        publish_files(source / "b", SHARED)
+        process.write_catalog({"tiny": prefetched(f"file://{source}/a"), "other": model(f"file://{source}/b")})
+        process.start()
+        process.wait_ready(V1)
+        yield process
+
+
+def _write(daemon: DaemonProcess, data: bytes) -> None:
+    """Write over the beginning of a.bin, by a link outside of the root's folders."""
+    link = daemon.layout.root.parent / "link"
+    os.link(daemon.path(V1) / "a.bin", link)
+    link.chmod(0o644)
+    with link.open("r+b") as file:
+        file.write(data)
+
+
+def _gate(gates: Gates, ref: ModelRef) -> None:
+    gate = gates.start_bare("--model", ref.name, "--version", ref.version, "--once")
+    assert gate.wait() == 0, gate.said()
+
+
+def test_a_version_that_shares_it_is_not_published_with_it(daemon: DaemonProcess, gates: Gates) -> None:
+    """A later version that has the same content gets the right bytes, fetched again, and so does the first."""
+    _write(daemon, b"wrong bytes")
+    daemon.pull("other@v1")
+    _gate(gates, OTHER)
+    assert daemon.files(OTHER) == SHARED
+    _gate(gates, V1)
+    assert daemon.files(V1) == FILES
+    assert len(list(daemon.layout.quarantine.iterdir())) == 1
+
+
+def test_one_that_was_only_touched_is_kept(daemon: DaemonProcess, gates: Gates) -> None:
+    """Where the hash is right the blob stays, and nothing of it is fetched again."""
+    fetched = daemon.metric("holdfast_fetch_bytes_total")
+    _write(daemon, FILES["a.bin"][:11])
+    daemon.pull("other@v1")
+    _gate(gates, OTHER)
+    assert daemon.files(OTHER) == SHARED
+    assert daemon.metric("holdfast_fetch_bytes_total") - fetched == len(SHARED["y.bin"])
+    assert not list(daemon.layout.quarantine.iterdir())
+
+
+REBUILT: dict[str, Callable[[Path], object]] = {
+    "a file": lambda snapshot: (snapshot / "b" / "c.bin").unlink(),
+    "a folder": lambda snapshot: shutil.rmtree(snapshot / "b"),
+    "its lease": lambda snapshot: (snapshot / ".holdfast" / "lease").unlink(),
+}
+
+
+@pytest.mark.parametrize("gone", REBUILT)
+@pytest.mark.parametrize("down", [False, True], ids=["running", "down"])
+def test_a_snapshot_made_anew_does_not_take_it_for_right(
+    daemon: DaemonProcess, gates: Gates, gone: str, down: bool
+) -> None:
+    """A snapshot of which something else is missing is made anew, and the blob that its record does not fit is fetched
+    again."""
+    if down:
+        daemon.kill()
+    _write(daemon, b"wrong bytes")
+    REBUILT[gone](daemon.path(V1).resolve())
+    if down:
+        daemon.start()
+    else:
+        daemon.wait(lambda: len(list(daemon.layout.quarantine.iterdir())) == 1, "the quarantine")
+    _gate(gates, V1)
+    assert daemon.files(V1) == FILES
