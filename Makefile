@@ -8,6 +8,10 @@ PIP := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check 
 # Arguments for the program behind a target: `make run ARGS=--exit`, `make test ARGS='tests/unit/cached/contract -x'`.
 ARGS ?=
 
+# The tests start some thousand Pythons. Without files of bytecode, as a container's environment may ask for, each daemon
+# compiles Holdfast again, for half of its start, and each worker all tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: generated proto help run test test-gpu test-slow test-safetensors soak test-verity e2e check lint bench bench-load bench-serve clean

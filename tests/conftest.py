@@ -1,11 +1,12 @@
 """What every test shares: one Hypothesis profile, without deadlines (a loaded machine is no failure), one thread of
 torch's a process, Ctrl-C, the order of the files, real S3 servers and a real registry."""
 
+import gc
 import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 from hypothesis import settings
@@ -44,6 +45,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     tests = Counter(item.path for item in items)
     long = {item.path for item in items if item.get_closest_marker("long") is not None}
     items.sort(key=lambda item: (item.path not in long, -tests[item.path], str(item.path)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Collect tests without collections of garbage: nothing goes of thousands of tests and their modules, and Python
+    would look through all of them again and again, for a third of the time. Later collections leave them out."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="module")
