@@ -19,10 +19,6 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from server.engine.encoder import EmbeddingJob, Encoder
 from server.engine.types import EmbeddingRequest
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from sentence_transformers import SentenceTransformer
-
 Vectors = npt.NDArray[np.float32]
 HIDDEN = 16
 LAYERS = 3
@@ -128,6 +124,8 @@ def by_library(folder: Path, texts: Iterable[str], **wanted: Any) -> Vectors:
     call = wanted.pop("call", "encode")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from sentence_transformers import SentenceTransformer  # brings sklearn: not in workers without these tests
+
         model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         found = [getattr(model, call)(text, show_progress_bar=False, **wanted) for text in texts]
     return np.stack([np.asarray(one, np.float32) for one in found])

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +25,35 @@ from tests.support.ports import free_ports
 
 MIB = 1024 * 1024
 REF = ModelRef("m", "v1")
-FILES = {
-    "a.safetensors": random.Random(1).randbytes(70 * MIB),
-    "config.json": b"{}",
-    "empty.txt": b"",
-    "tokenizer.json": random.Random(2).randbytes(300_000),
-}
-MANIFEST = Manifest.build(FileEntry(name, hashlib.sha256(data).hexdigest(), len(data)) for name, data in FILES.items())
 KEY = "0" * 64
 _PATIENT = {"PYTHONPATH": os.pathsep.join((str(REPOSITORY / "tests" / "support" / "patient"), str(REPOSITORY)))}
+
+
+@cache
+def version_files() -> dict[str, bytes]:
+    """The files of the version, made when the first test asks for them."""
+    return {
+        "a.safetensors": random.Random(1).randbytes(70 * MIB),
+        "config.json": b"{}",
+        "empty.txt": b"",
+        "tokenizer.json": random.Random(2).randbytes(300_000),
+    }
+
+
+@cache
+def manifest() -> Manifest:
+    """The manifest of these files."""
+    files = version_files().items()
+    return Manifest.build(FileEntry(name, hashlib.sha256(data).hexdigest(), len(data)) for name, data in files)
 
 
 @pytest.fixture
 def origin() -> Iterator[HostileOrigin]:
     """The origin of the version, with its manifest."""
     with HostileOrigin(host="127.0.0.1") as served:
-        for name, data in FILES.items():
+        for name, data in version_files().items():
             served.put(f"/m/{name}", data)
-        served.put(f"/m/{MANIFEST_NAME}", MANIFEST.canonical())
+        served.put(f"/m/{MANIFEST_NAME}", manifest().canonical())
         yield served
 
 
@@ -79,8 +91,8 @@ def record_of(daemon: DaemonProcess) -> dict[str, Any]:
 def check(daemon: DaemonProcess) -> None:
     """Wait until the version is there, and compare every byte."""
     daemon.wait_ready(REF)
-    assert daemon.files(REF) == FILES
-    assert daemon.digest(REF) == MANIFEST.digest
+    assert daemon.files(REF) == version_files()
+    assert daemon.digest(REF) == manifest().digest
 
 
 def test_a_pinned_version_needs_no_origin(tmp_path: Path, origin: HostileOrigin) -> None:
@@ -94,7 +106,7 @@ def test_a_pinned_version_needs_no_origin(tmp_path: Path, origin: HostileOrigin)
         first.start()
         check(first)
         asked = len(origin.requests)
-        second = pool.make(1, source, MANIFEST.digest)
+        second = pool.make(1, source, manifest().digest)
         second.start()
         second.wait(lambda: second.metric("holdfast_fetch_bytes_total", source="peer") > 0, "bytes of the neighbour")
         second.kill()
@@ -115,7 +127,7 @@ def open_first_tracker(stack: ExitStack, ports: list[int]) -> HostileOrigin:
     while True:
         node = stack.enter_context(HostileOrigin(host="127.0.0.1"))
         address = node.url("").removeprefix("http://")
-        if trackers_of(MANIFEST.digest.hex, [*others, address])[0] == address:
+        if trackers_of(manifest().digest.hex, [*others, address])[0] == address:
             return node
 
 
@@ -126,18 +138,18 @@ def test_a_lying_neighbour_is_left(tmp_path: Path, origin: HostileOrigin) -> Non
         pool = Pool(stack, tmp_path, 2, {})
         liar = open_first_tracker(stack, pool.ports)
         address = liar.url("").removeprefix("http://")
-        hex_ = MANIFEST.digest.hex
+        hex_ = manifest().digest.hex
         liar.put(f"/v1/holders/sha256/{hex_}", encode_holders([address]))
         liar.put(f"/v1/snapshots/sha256/{hex_}", b"")
-        liar.put(f"/v1/manifests/sha256/{hex_}", MANIFEST.canonical() + b" ")
+        liar.put(f"/v1/manifests/sha256/{hex_}", manifest().canonical() + b" ")
         pool.strangers.append(address)
         first = pool.make(0, origin.url("/m/"), None)
         first.start()
         check(first)
         origin.close()
-        second = pool.make(1, origin.url("/m/"), MANIFEST.digest)
+        second = pool.make(1, origin.url("/m/"), manifest().digest)
         second.start()
         check(second)
         assert second.metric("holdfast_verify_failures_total", where="peer") >= 1
-        assert second.metric("holdfast_fetch_bytes_total", source="peer") >= sum(map(len, FILES.values()))
+        assert second.metric("holdfast_fetch_bytes_total", source="peer") >= sum(map(len, version_files().values()))
         assert second.metric("holdfast_peer_manifests_total") == 1

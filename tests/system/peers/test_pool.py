@@ -7,8 +7,9 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -31,10 +32,18 @@ from tests.support.ports import free_ports
 
 MIB = 1024 * 1024
 REF = ModelRef("m", "v1")
-FILES = {"a.safetensors": random.Random(1).randbytes(70 * MIB), "b.safetensors": random.Random(2).randbytes(40 * MIB)}
 PIECES = 5
 SMALL = {"config.json": b"{}"}
 KEY, OTHER_KEY = "0" * 64, "1" * 64
+
+
+@cache
+def weights() -> dict[str, bytes]:
+    """The large files of the version, made when the first test asks for them."""
+    return {
+        "a.safetensors": random.Random(1).randbytes(70 * MIB),
+        "b.safetensors": random.Random(2).randbytes(40 * MIB),
+    }
 
 
 @pytest.fixture
@@ -42,7 +51,7 @@ def origin() -> Iterator[HostileOrigin]:
     """The origin of the version, with its manifest."""
     with HostileOrigin(host="127.0.0.1") as served:
         entries = []
-        for name, data in (FILES | SMALL).items():
+        for name, data in (weights() | SMALL).items():
             sha256 = hashlib.sha256(data).hexdigest()
             served.put(f"/m/{name}", data, etag=f'"{sha256[:16]}"')
             entries.append(FileEntry(name, sha256, len(data)))
@@ -84,7 +93,7 @@ def check(daemon: DaemonProcess) -> None:
     """Wait until the version is there, and compare every byte."""
     daemon.wait_ready(REF)
     found = daemon.files(REF)
-    assert {name: found[name] for name in FILES | SMALL} == FILES | SMALL
+    assert {name: found[name] for name in weights() | SMALL} == weights() | SMALL
 
 
 def test_two_nodes_fetch_one_copy(tmp_path: Path, origin: HostileOrigin) -> None:
@@ -132,7 +141,7 @@ def chains_of(states: Mapping[str, bytes]) -> bytes:
 
 def read_chain(port: int) -> bytes | None:
     """What the daemon that serves at this port tells another node of the version's chaining values."""
-    pieces = PieceMap((hashlib.sha256(data).hexdigest(), len(data)) for data in FILES.values())
+    pieces = PieceMap((hashlib.sha256(data).hexdigest(), len(data)) for data in weights().values())
     with closing(HttpClient(PEER_HTTP)) as client:
         link = HttpPoolLink(client, Membership([], port), lambda: PoolKeys([KEY.encode()]), port, Cancellation())
         return link.read_chain(f"127.0.0.1:{port}", pieces.key)
@@ -141,18 +150,18 @@ def read_chain(port: int) -> bytes | None:
 def test_published_chaining_values_are_known_from_the_start(tmp_path: Path, origin: HostileOrigin) -> None:
     """A node of a pool asks the source once for what `publish` wrote, and knows the chain of a version of which it has
     nothing yet; both nodes have every byte then, and told each other no wrong one."""
-    states = states_of(FILES)
+    states = states_of(weights())
     origin.put(CHAINS, chains_of(states))
     with ExitStack() as stack:
         pool = Neighbourhood(stack, tmp_path, origin, 2)
         first, second = pool.make(0), pool.make(1)
-        for name in FILES:
+        for name in weights():
             origin.always(f"/m/{name}", Stall(0))
         first.start()
         first.wait(lambda: read_chain(pool.ports[0]) is not None, "the published chain")
         assert read_chain(pool.ports[0]) == b"".join(states[sha256] for sha256 in sorted(states))
         assert [seen.path for seen in origin.requests].count(CHAINS) == 1
-        for name in FILES:
+        for name in weights():
             origin.heal(f"/m/{name}")
         origin.drop_connections()
         second.start()
@@ -164,16 +173,18 @@ def test_published_chaining_values_are_known_from_the_start(tmp_path: Path, orig
 @pytest.mark.parametrize(
     ("chains", "said"),
     [
-        (chains_of({sha256: bytes(len(each)) for sha256, each in states_of(FILES).items()}), "contradicts"),
-        (chains_of(states_of(FILES))[:-40], "of no use"),
-        (chains_of({"0" * 64: bytes(32)}), ""),
+        (lambda: chains_of({sha256: bytes(len(each)) for sha256, each in states_of(weights()).items()}), "contradicts"),
+        (lambda: chains_of(states_of(weights()))[:-40], "of no use"),
+        (lambda: chains_of({"0" * 64: bytes(32)}), ""),
     ],
     ids=["wrong", "cut short", "another version's"],
 )
-def test_useless_chaining_values_cost_no_byte(tmp_path: Path, origin: HostileOrigin, chains: bytes, said: str) -> None:
+def test_useless_chaining_values_cost_no_byte(
+    tmp_path: Path, origin: HostileOrigin, chains: Callable[[], bytes], said: str
+) -> None:
     """Whatever lies where `publish` writes chaining values, all nodes have every byte, the origin is not blamed, and
     the log has the reason where the file itself is of no use, or a piece contradicts it."""
-    origin.put(CHAINS, chains)
+    origin.put(CHAINS, chains())
     with ExitStack() as stack:
         pool = Neighbourhood(stack, tmp_path, origin, 2)
         nodes = [pool.make(0), pool.make(1)]
@@ -212,7 +223,7 @@ def test_a_rotten_neighbour_spoils_nothing(tmp_path: Path, origin: HostileOrigin
         first = pool.make(0)
         first.start("--scrub-rate", "0")
         check(first)
-        rotten = first.layout.blob(hashlib.sha256(FILES["b.safetensors"]).hexdigest())
+        rotten = first.layout.blob(hashlib.sha256(weights()["b.safetensors"]).hexdigest())
         rotten.chmod(0o644)
         with rotten.open("r+b") as file:
             file.seek(33 * MIB)

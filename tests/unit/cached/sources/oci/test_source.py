@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -273,25 +274,24 @@ async def test_compressed_layers_are_unpacked_and_known(
         assert await puller.fetch(OciSource(uri, client), listing) == Manifest.build(entries).digest
 
 
-def bombs() -> dict[str, bytes]:
-    plain = archive({"models/w.bin": b"x" * 1000})
-    return {
-        "after its end": gzip.compress(plain + bytes(8_000_000)),
-        "data after its end": gzip.compress(plain + b"\1" * 1000),
-        "large promise": gzip.compress(archive({"models/w.bin": bytes(100)})[:600]),
-        "growth": gzip.compress(archive({"models/w.bin": bytes(100_000_000)}), 9),
-        "no gzip": plain,
-        "cut": gzip.compress(plain)[:-20],
-        "trailing": gzip.compress(plain) + b"\1" * 100,
-    }
+PLAIN = archive({"models/w.bin": b"x" * 1000})
+BOMBS: dict[str, Callable[[], bytes]] = {
+    "after its end": lambda: gzip.compress(PLAIN + bytes(8_000_000)),
+    "data after its end": lambda: gzip.compress(PLAIN + b"\1" * 1000),
+    "large promise": lambda: gzip.compress(archive({"models/w.bin": bytes(100)})[:600]),
+    "growth": lambda: gzip.compress(archive({"models/w.bin": bytes(100_000_000)}), 9),
+    "no gzip": lambda: PLAIN,
+    "cut": lambda: gzip.compress(PLAIN)[:-20],
+    "trailing": lambda: gzip.compress(PLAIN) + b"\1" * 100,
+}
 
 
-@pytest.mark.parametrize("name", bombs())
+@pytest.mark.parametrize("name", BOMBS)
 async def test_a_layer_that_is_not_what_it_promises_is_refused(
     registry: RunningRegistry, client: HttpClient, name: str
 ) -> None:
     """A bomb, a cut layer, and one of another format end the listing, in bounded memory."""
-    layer = registry.layer("team/bomb", bombs()[name], "application/vnd.cncf.model.weight.v1.tar+gzip")
+    layer = registry.layer("team/bomb", BOMBS[name](), "application/vnd.cncf.model.weight.v1.tar+gzip")
     registry.put_artifact("team/bomb", "v1", [layer], MODEL_CONFIG)
     error = await refusal(f"oci://{registry.host}/team/bomb:v1", client)
     assert error.permanent and error.code in ("bad_tar", "bad_layer", "too_large")

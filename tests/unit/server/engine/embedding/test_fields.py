@@ -38,13 +38,6 @@ from tests.support.embedding import (
     write,
 )
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer import modules as library
-    from sentence_transformers.sentence_transformer.modules import pooling
-    from sentence_transformers.util import import_from_string
-
 TOLERANCE = 1e-5
 LONG = " ".join(f"Kelp number {index} of many, held fast" for index in range(40))
 TEXTS = ("A holdfast anchors KELP to rock.", "Ümlauts — and 日本語", "x", LONG)
@@ -490,6 +483,10 @@ def test_no_field_of_the_library_is_missing_from_the_table(folder: Path) -> None
     """Every field that the library's constructors take from a file, or that it writes, is a row of docs/models.md."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer import modules as library
+        from sentence_transformers.sentence_transformer.modules import pooling
+
         model = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
     names: set[str] = {
         *model._get_model_config(),
@@ -519,6 +516,9 @@ def test_every_name_of_a_type_is_the_librarys_class(kind: str) -> None:
     """A `type` of modules.json that is taken for a class is a name of that class in the library."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from sentence_transformers.sentence_transformer import modules as library
+        from sentence_transformers.util import import_from_string
+
         assert {import_from_string(name) for name in type_names(kind)} == {getattr(library, kind)}
 
 
@@ -546,6 +546,9 @@ def test_a_folder_that_the_library_writes_is_served(include_prompt: bool, folder
     texts = ["", "x", "kelp of many", "[SEP] kelp [MASK]"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        from sentence_transformers import SentenceTransformer
+        from sentence_transformers.sentence_transformer import modules as library
+
         model = SentenceTransformer(
             modules=[
                 library.Transformer(str(folder), max_seq_length=30),
