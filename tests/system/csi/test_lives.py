@@ -27,6 +27,9 @@ REF = ModelRef("llama", "v1")
 LABEL = f"{DRIVER}/csi"
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture
 def cluster(kubelet: Kubelet, tmp_path: Path) -> Iterator[Joined]:
     with joined(tmp_path, *kubelet.options, under=kubelet.container) as made:

@@ -17,6 +17,9 @@ FILES = {"config.json": b"{}", "model.safetensors": bytes(range(256)) * 2000}
 WRONG = Digest("0" * 64)
 
 
+pytestmark = pytest.mark.long
+
+
 def _nothing_is_published(daemon: DaemonProcess) -> bool:
     public = daemon.layout.public
     return not [*public.models.iterdir(), *public.snapshots.iterdir()]

@@ -28,6 +28,9 @@ A, B, C, D, E = (ModelRef("m", name) for name in "abcde")
 NO_SCRUB = ("--scrub-rate", "0")
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     """A folder with versions of 4 MiB each."""

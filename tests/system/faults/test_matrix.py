@@ -12,7 +12,7 @@ from tests.support.stages import HUB_TOKEN, SESSION_TOKEN, WEB_PASSWORD, WEB_QUE
 from tests.system.faults.cases import Case, Right, Tried, Wrong
 from tests.system.faults.conftest import CASES, Weather, name_of
 
-pytestmark = pytest.mark.timeout(900)  # the first one waits for all cases at once
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]  # the first one waits for all cases at once
 
 
 @pytest.mark.parametrize(("case", "source"), CASES, ids=[name_of(case, source) for case, source in CASES])

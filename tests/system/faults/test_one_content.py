@@ -25,6 +25,9 @@ UNPROVEN: dict[str, dict[str, str]] = {
 }
 
 
+pytestmark = pytest.mark.long
+
+
 @dataclass
 class Place:
     """One object, a letter over and over, which a test replaces at will. `hook` is called in a GET before each MiB with

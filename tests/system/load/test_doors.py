@@ -38,6 +38,9 @@ _MIB = 1 << 20
 _PROBES = 16  # connections that a gate answers at a time
 
 
+pytestmark = pytest.mark.long
+
+
 def test_two_hundred_clients_do_not_stop_a_fetch(daemon: DaemonProcess, origin: HostileOrigin, source: Path) -> None:
     """While two hundred clients ask at both doors, a version arrives, each is answered, and memory is bounded."""
     fill_root(daemon.layout, versions=100, files=2)

@@ -54,6 +54,9 @@ threading._start_new_thread, os.setpriority = start, refuse
 """
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.fixture
 def confined(tmp_path: Path) -> Path:
     """A folder whose files say what a daemon with `environment_of` it may not do."""

@@ -19,6 +19,9 @@ from tests.support.crashing.trying import BY_NAME, Trials
 _VARIANTS: tuple[Variant, ...] = ("strict", "renamed")
 
 
+pytestmark = pytest.mark.long
+
+
 @pytest.mark.parametrize("name", BY_NAME)
 def test_what_is_visible_after_a_power_cut(trials: Trials, name: str) -> None:
     """Whenever power is cut, every name that comes back leads to whole content, before any daemon has run."""
