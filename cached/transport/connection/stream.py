@@ -95,6 +95,7 @@ class Stream:
             sock.settimeout(None)
             tick = struct.pack("@ll", int(tick_s), int(tick_s % 1 * 1_000_000))
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
 
     def begin(self, cancellation: Cancellation, wait_limit: WaitLimit) -> None:
         """Start an exchange; raises `Cancelled`."""
@@ -112,7 +113,17 @@ class Stream:
         self._sock.close()
 
     def send(self, data: bytes) -> None:
-        self._sock.sendall(data)
+        """Send all of `data`. A peer that takes no bytes, or takes them one by one, does not answer: what is waited for
+        it counts as waiting for its answer."""
+        rest = memoryview(data)
+        while rest:
+            began = time.monotonic()
+            sent = 0  # after a tick in which nothing was taken
+            with contextlib.suppress(BlockingIOError, TimeoutError):
+                sent = self._sock.send(rest)
+            self._cancellation.check()
+            self.wait_limit.record_wait(time.monotonic() - began, 0)
+            rest = rest[sent:]
 
     def receive(self, view: memoryview) -> int:
         """Receive into a non-empty `view`, to its end if the socket can; return the count, 0 at the end of data."""

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import random
+import socket
+import ssl
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +18,10 @@ from cached.contract.errors import Transient
 from cached.core.listing import WeakValidators
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.settings import ServerTrust
 from cached.transport.connection.stream import StallClock
 from cached.transport.target import HttpTarget
+from tests.support.certificates import Certificates
 from tests.support.nginx import nginx
 from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import (
@@ -35,7 +42,7 @@ from tests.support.origin_faults import (
     Status,
     Truncate,
 )
-from tests.support.reading import error_of, get, read_all
+from tests.support.reading import HASTY, MakeClient, error_of, get, read_all
 
 DATA = random.Random(2).randbytes(300_000)
 PART = b"HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 1000-1049/300000\r\n"
@@ -242,6 +249,40 @@ def test_silence_is_a_stall(hasty_client: HttpClient, origin: HostileOrigin, url
     error = error_of(hasty_client, url)
     assert isinstance(error, Transient)
     assert error.code == "stalled"
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_server_that_takes_no_request_is_a_stall(
+    make_client: MakeClient, certificates: Certificates, scheme: str
+) -> None:
+    """A server that accepts a connection and reads nothing, as a process that was stopped, is given up as `stalled`,
+    also where the request has more bytes than the kernel takes for it."""
+    trust = ServerTrust(lambda: ssl.create_default_context(cafile=certificates.authority), "localhost")
+    client = make_client(replace(HASTY, trust=trust, connect_timeout_s=20.0, header_timeout_s=0.5))
+    ended = threading.Event()
+
+    def accept() -> None:
+        with closing(listener.accept()[0]) as accepted:
+            if scheme == "http":
+                ended.wait(60)
+            else:
+                with certificates.server_context().wrap_socket(accepted, server_side=True):
+                    ended.wait(60)
+
+    with socket.socket() as listener, ThreadPoolExecutor(1) as pool:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)  # or the client's kernel takes megabytes
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        served = pool.submit(accept)
+        target = HttpTarget(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/any")
+        try:
+            with pytest.raises(Transient) as caught:
+                client.post_any_status(target, bytes(4 * 1024 * 1024), 10, Cancellation())
+        finally:
+            ended.set()
+        served.result(60)
+    assert caught.value.code == "stalled"
 
 
 def test_a_trickle_is_a_stall(hasty_client: HttpClient, origin: HostileOrigin, url: str) -> None:
