@@ -175,6 +175,13 @@ def _add_bytes(page: build.Dashboard) -> None:
     )
     page.with_panel(
         make_graph(
+            PanelText("Other nodes", "Members of the pool, each in one state, by what this node saw of it last."),
+            Query(f"holdfast_peers{{{_N}}}", "{{state}}"),
+            stacked=True,
+        )
+    )
+    page.with_panel(
+        make_graph(
             PanelText(
                 "Last answer of a source", "Since a source of this kind last told what a version consists of.", "s"
             ),

@@ -20,6 +20,7 @@ from tests.support.injectors import Injectors, make_review
 from tests.support.joined import Joined, joined, ref
 from tests.support.manifests import objects, one
 from tests.support.pods import make_pod
+from tests.support.pooling import free_ports
 from tests.support.prometheus import Prometheus, Target, needs_prometheus, prometheus
 from tests.support.runbook import QUESTIONS, list_expressions, list_names
 from tests.support.serving import ServerProcess, running
@@ -48,7 +49,10 @@ def scraped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     that have theirs, one that waits and one that is refused; reviews; a server with requests."""
     folder = tmp_path_factory.mktemp("scraped")
     with contextlib.ExitStack() as stack:
-        node = stack.enter_context(joined(folder, "--max-bandwidth", "1MiB/s", "--scrub-rate", "20MiB/s"))
+        (folder / "pool.key").write_text("k" * 40)
+        here = f"127.0.0.1:{free_ports(1)[0]}"  # a pool of this node alone
+        pool = ("--peers", here, "--peer-listen", here, "--peer-key-file", f"{folder}/pool.key")
+        node = stack.enter_context(joined(folder, "--max-bandwidth", "1MiB/s", "--scrub-rate", "20MiB/s", *pool))
         (folder / "injector").mkdir()
         injectors = Injectors(folder / "injector")
         stack.callback(injectors.end)
