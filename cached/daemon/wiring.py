@@ -49,9 +49,11 @@ from cached.node.integrity.recheck import Recheck
 from cached.node.integrity.scrub import Scrub, ScrubPace, ScrubParts
 from cached.node.publisher import Publisher
 from cached.node.recount import Marks, Recount
+from cached.sources.base import Source
 from cached.sources.registry import open_source
 from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
+from cached.transport.connection.thread_call import call_in_thread
 
 if TYPE_CHECKING:  # gRPC is loaded with --csi only
     from cached.csi.driver import Driver, MountedVolumes
@@ -182,7 +184,7 @@ async def _start_fetching(
     joining = open_pool(config.pool, node.layout, lambda: node.cluster.labels, node.metrics.add_peers, tls)
     pool = await _join_pool(stack, node, joining)
     list_timeout_s = _LISTING_STALLS * config.stall_timeout_s
-    lister = SourceLister(lambda uri: open_source(uri, client), node.metrics, list_timeout_s)
+    lister = SourceLister(partial(_open_source, client), node.metrics, list_timeout_s)
     fetches = _make_fetches(node, client, lister, downloads, publisher, cold_starts, pool)
     state = _make_state(node, fetches)
     reconciler = _make_reconciler(node, config, state, downloads, fetches, publisher)
@@ -433,8 +435,12 @@ def _make_explanations(node: OpenedNode, config: Config, fetching: _Fetching, se
         state=fetching.state,
         reconciler=fetching.reconciler,
         find_not_ready_reason=service.find_not_ready_reason,
-        open_source=lambda uri: open_source(uri, fetching.client),
+        open_source=partial(_open_source, fetching.client),
     )
+
+
+async def _open_source(client: HttpClient, uri: str) -> Source:
+    return await call_in_thread(lambda _cancellation: open_source(uri, client))
 
 
 def _make_driver(

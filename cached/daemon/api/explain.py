@@ -20,11 +20,10 @@ from cached.core.demand import Want, find_forbidden, prefetched_versions, unknow
 from cached.core.versions.record import Blocked, Failed, Paused, Queued, Version
 from cached.daemon.node_state import NodeState
 from cached.daemon.reconciler import Reconciler
+from cached.fetch.resolving.lister import OpenSource
 from cached.node.cluster import AnnotatedPod, Cluster
 from cached.node.inventory import Inventory
 from cached.node.status_files import StatusFiles
-from cached.sources.base import Source
-from cached.transport.connection.thread_call import call_in_thread
 
 _SHOWN = 10
 _OPENING_S = 5.0  # an import takes half a second; a plugin may block for ever
@@ -44,7 +43,7 @@ class Explanations:
         state: NodeState,
         reconciler: Reconciler,
         find_not_ready_reason: Callable[[], str | None],
-        open_source: Callable[[str], Source],
+        open_source: OpenSource,
     ) -> None:
         self._node = node
         self._inventory = inventory
@@ -130,7 +129,7 @@ class Explanations:
         """Return a source as it is shown; None for one that cannot be opened in time, which its status tells."""
         try:
             async with asyncio.timeout(_OPENING_S):
-                source = await call_in_thread(lambda _cancellation: self._open_source(uri))
+                source = await self._open_source(uri)
         except (HoldfastError, TimeoutError):
             return None
         try:

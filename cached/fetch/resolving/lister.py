@@ -6,7 +6,7 @@ Law: sources open in threads of their own, and list on the event loop; each list
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Protocol
 
@@ -14,7 +14,10 @@ from cached.contract.errors import Transient
 from cached.core.listing import Listing
 from cached.sources.base import Revalidating, Source
 from cached.sources.registry import find_kind
-from cached.transport.connection.thread_call import call_in_thread
+
+# Opens the source of a URI, on a thread of its own: it may import, and a plugin may block for ever, which must not take
+# a thread of the store along. Raises `HoldfastError`.
+OpenSource = Callable[[str], Awaitable[Source]]
 
 
 class ListingMetrics(Protocol):
@@ -31,16 +34,16 @@ class SourceLister:
     """Lists the sources of versions. `open_source` opens one by its URI; `timeout_s`: how long one may take to
     open, and to list."""
 
-    def __init__(self, open_source: Callable[[str], Source], metrics: ListingMetrics, timeout_s: float) -> None:
+    def __init__(self, open_source: OpenSource, metrics: ListingMetrics, timeout_s: float) -> None:
         self._open_source = open_source
         self._timeout_s = timeout_s
         self.metrics = metrics
 
     async def open(self, uri: str) -> Source:
-        """Return the source of `uri`, which the caller closes. Raises `HoldfastError`. On a thread of its own: it may
-        import, and a plugin may block for ever, which must not take a thread of the store along."""
+        """Return the source of `uri`, which the caller closes. Raises `HoldfastError`, also `Transient`
+        (`stalled`)."""
         async with self._limited(find_kind(uri)):
-            return await call_in_thread(lambda _cancellation: self._open_source(uri))
+            return await self._open_source(uri)
 
     async def list(self, source: Source) -> Listing:
         """Return the listing of a source. Raises as `Source.resolve`, and `Transient` (`stalled`)."""

@@ -423,7 +423,7 @@ class Node:
             publisher=self.publisher,
             blocking=pool,
             metrics=metrics,
-            lister=SourceLister(self.origin.open, metrics, 600.0),
+            lister=SourceLister(lambda uri: pool.run(self.origin.open, uri), metrics, 600.0),
         )
         self.state = NodeState(
             inventory=self.inventory,
