@@ -11,14 +11,13 @@ import asyncio
 import base64
 import contextlib
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
-from cached.contract.manifest import CHAINS_NAME, MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry
-from cached.peers.chain_file import MAX_CHAIN_FILE_BYTES
 from cached.publish.azure.blobs import BlobWriter, NewBlob
-from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
-from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher
-from cached.publish.object_mark import ObjectMark, PreconditionFailed, StoredMark, compute_age_s
+from cached.publish.destination import PART_BYTES, Progress, Stored, Upload
+from cached.publish.mark import another_publisher
+from cached.publish.object_destination import ObjectDestination
+from cached.publish.object_mark import PreconditionFailed
 from cached.publish.parallel import ungrouped
 from cached.publish.read_back import hash_stored
 from cached.publish.reading import CheckedReader, WrongSum, unproven
@@ -30,40 +29,29 @@ from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.settings import HttpSettings
 from cached.transport.connection.thread_call import call_in_thread
-from cached.transport.response import bad_response, strong_etag
+from cached.transport.response import strong_etag
 from cached.transport.target import HttpTarget
 
 _METADATA = "holdfast_sha256"  # names are identifiers
 _MOST_BLOCKS = 50_000  # the service's limit
 
 
-class AzureDestination:
+class AzureDestination(ObjectDestination):
     """A `Destination` under a prefix; at most `requests` requests at once."""
 
     def __init__(self, uri: str, requests: int) -> None:
         self._address = AzureAddress.parse(uri)
+        super().__init__(self._address.display, self._address.prefix)
         self._client = HttpClient(HttpSettings())
         self._access = AzureAccess(self._address, self._client, WRITE)
         self._writer = BlobWriter(self._address, self._access, requests + 1)
-        self.mark = ObjectMark(_AzureMark(self), self._address.display)
         self._slots = asyncio.Semaphore(requests)
-        self._listed: dict[str, StoredObject] = {}  # by name, as last listed
 
-    @property
-    def display(self) -> str:
-        return self._address.display
+    def list_objects(self, cancellation: Cancellation) -> dict[str, StoredObject]:
+        return list_blobs(self._access, self._address, self._address.prefix, cancellation)
 
-    async def read_manifest(self) -> bytes | None:
-        found = await self.read(MANIFEST_NAME, MAX_MANIFEST_BYTES)
-        return None if found is None else found.body
-
-    async def list_files(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
-        def ask(cancellation: Cancellation) -> dict[str, StoredObject]:
-            return list_blobs(self._access, self._address, self._address.prefix, cancellation)
-
-        self._listed = await call_in_thread(ask)
-        found = ((file.path, self._listed.get(self.key(file.path))) for file in files)
-        return {path: Stored(each.size, each.validator) for path, each in found if each is not None}
+    def tag_of(self, answer: Response) -> str | None:
+        return strong_etag(answer.headers)
 
     async def vouches_for(self, upload: Upload, stored: Stored) -> bool:
         """Compare the MD5 with the local file's, where our own publish wrote it; read any other blob."""
@@ -82,33 +70,10 @@ class AzureDestination:
             found = await self._writer.find(self.key(path))
             return None if found is None else await self._sha256(path, found.size, found.etag)
 
-    keeps_chains = True
-
-    async def read_chains(self) -> bytes | None:
-        found = await self.read(CHAINS_NAME, MAX_CHAIN_FILE_BYTES)
-        return None if found is None else found.body
-
-    async def write_chains(self, data: bytes) -> None:
-        listed = self._listed.get(self.key(CHAINS_NAME))
-        try:
-            await self.write(CHAINS_NAME, data, None if listed is None else listed.validator)
-        except PreconditionFailed as error:
-            raise another_publisher(self.display, None) from error
-
-    async def claim(self, mark: Mark, say: Say) -> None:
-        await self.mark.claim(mark, say)
-
-    async def keep_claim(self) -> None:
-        await self.mark.keep()
-
-    async def withdraw(self) -> None:
-        await self.delete(MANIFEST_NAME)
-
     async def put(self, upload: Upload, progress: Progress) -> Stored:
         size = upload.entry.size
-        listed = self._listed.get(self.key(upload.entry.path))
         metadata = {_METADATA: upload.entry.sha256}
-        new = NewBlob(self.key(upload.entry.path), None if listed is None else listed.validator, metadata)
+        new = NewBlob(self.key(upload.entry.path), self.listed_tag(upload.entry.path), metadata)
         with await asyncio.to_thread(CheckedReader, upload) as reader, self._judged(upload):
             if size > PART_BYTES:
                 return Stored(size, await self._put_blocks(new, upload, reader, progress))
@@ -117,35 +82,14 @@ class AzureDestination:
                 progress(size)
                 return Stored(size, etag)
 
-    async def seal(self, manifest: bytes) -> None:
-        new = NewBlob(self.key(MANIFEST_NAME), None, {})
-        try:
-            await self._writer.put(new, manifest)
-        except PreconditionFailed as error:
-            raise another_publisher(self.display, None) from error
-        except WrongSum as error:
-            raise unproven(self._address.uri(new.key), hashlib.sha256(manifest).hexdigest()) from error
-
     async def delete(self, path: str) -> None:
         await self._writer.delete(self.key(path))
-
-    async def unmark(self) -> None:
-        await self.mark.remove()
-
-    async def give_up(self) -> None:
-        await self.mark.give_up()
 
     async def aclose(self) -> None:
         await self._writer.aclose()
         self._client.close()
 
-    def key(self, path: str) -> str:
-        """Return the name of a file's blob."""
-        return self._address.prefix + path
-
     async def read(self, path: str, limit_bytes: int) -> Response | None:
-        """Return the answer with a small blob's bytes; None if there is none."""
-
         def ask(cancellation: Cancellation) -> Response | None:
             service = self._access.service(cancellation)
             url = self._access.signed(self._address.blob_url(self.key(path)), cancellation)
@@ -158,9 +102,8 @@ class AzureDestination:
 
         return await call_in_thread(ask)
 
-    async def write(self, path: str, data: bytes, etag: str | None) -> None:
-        """Write a small blob in place of the one with `etag`, or of none. Raises `PreconditionFailed`."""
-        new = NewBlob(self.key(path), etag, {})
+    async def write(self, path: str, data: bytes, tag: str | None) -> None:
+        new = NewBlob(self.key(path), tag, {})
         try:
             await self._writer.put(new, data)
         except WrongSum as error:
@@ -221,31 +164,6 @@ class AzureDestination:
             return hash_stored(self._client, lambda asked: self._access.authorize(target, asked), size, cancellation)
 
         return await call_in_thread(read)
-
-
-class _AzureMark:
-    """The blob with the mark."""
-
-    def __init__(self, destination: AzureDestination) -> None:
-        self._destination = destination
-
-    async def read(self) -> StoredMark | None:
-        found = await self._destination.read(PUBLISHING_NAME, MAX_MARK_BYTES)
-        if found is None:
-            return None
-        etag = strong_etag(found.headers)
-        if etag is None:
-            raise bad_response(self._destination.display, f"expected the ETag of {PUBLISHING_NAME}, found none")
-        return StoredMark(found.body, etag, compute_age_s(found.headers))
-
-    async def write(self, data: bytes, tag: str | None) -> None:
-        await self._destination.write(PUBLISHING_NAME, data, tag)
-
-    async def delete(self) -> None:
-        await self._destination.delete(PUBLISHING_NAME)
-
-    def ignore_conditions(self) -> None:
-        """Do nothing: the service, and its emulator, know them."""
 
 
 def _md5_of(upload: Upload) -> str:
