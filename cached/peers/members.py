@@ -60,11 +60,15 @@ class Leads:
     def __init__(self, version: str) -> None:
         self._version = version
         self._named = ""
+        self._ranked: tuple[tuple[str, ...], str, tuple[str, ...]] = (), "", ()  # members, name, their trackers
         self._ignored_until = self._introduced_at = float("-inf")
 
-    def list_trackers(self, members: Iterable[str]) -> tuple[str, ...]:
-        """Return the trackers to ask, the first to be asked first."""
-        return trackers_of(self._version, {*members, self._named} - {""})
+    def list_trackers(self, members: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the trackers to ask, the first to be asked first. Asked with each piece: a thousand members are ranked
+        once, until they are others."""
+        if self._ranked[0] is not members or self._ranked[1] != self._named:
+            self._ranked = members, self._named, trackers_of(self._version, {*members, self._named} - {""})
+        return self._ranked[2]
 
     def lose(self, tracker: str, now: float) -> None:
         """Note that a tracker does not answer: where others named it, it is asked no more for a while."""

@@ -407,11 +407,12 @@ class VersionPool:
 
     def _list_advisers(self) -> list[str]:
         """Return the nodes to ask how pieces are checked: trackers, who asked all members, and then neighbours."""
-        trackers, now = self._link.list_trackers(self.pieces.key), self._clock()
         with self._lock:
             if self._swarm.is_complete or (self._is_chaining and self._chains.is_known):
                 return []
             neighbours = list(self._swarm.list_neighbours())
+        trackers, now = self._link.list_trackers(self.pieces.key), self._clock()
+        with self._lock:
             random.shuffle(neighbours)
             known = dict.fromkeys((*trackers, *neighbours))
             due = [each for each in known if now >= self._asked.get(each, -_ASKED_S) + _ASKED_S]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cached.peers.members import rank_members
+from cached.peers.members import Leads, rank_members
 from cached.peers.messages import Announce, BadMessage, PieceDigest, Reason, decode_reply, encode_reply
 from cached.peers.pieces import PIECE_BYTES, PieceMap
 from cached.peers.tracker import LEASE_S, SURVEY_S
@@ -157,3 +157,19 @@ def test_whatever_nodes_say_the_answer_is_within_bounds(
         assert set(reply.neighbours) | {holder for _, holder in reply.imports} <= heard - {address}
         assert len(reply.neighbours) <= message.neighbours
         assert len({each.piece for each in reply.digests}) == len(reply.digests)
+
+
+def test_the_trackers_follow_members_and_names() -> None:
+    """The trackers to ask are those of the members now, with the one that others named while it answers."""
+    version = PIECES.key
+    known, others = (tuple(f"10.0.{net}.{n}:1" for n in range(1, 9)) for net in (0, 1))
+    strangers = (f"10.9.0.{n}:1" for n in range(99))
+    first = next(each for each in strangers if rank_members(version, [*known, *others, each])[0] == each)
+    leads = Leads(version)
+    for members in (known, others, known, ()):
+        assert leads.list_trackers(members) == tuple(rank_members(version, members)[:3])
+    leads.hear(first, 0.0)
+    assert leads.list_trackers(known) == (first, *rank_members(version, known)[:2])
+    assert leads.list_trackers(others) == (first, *rank_members(version, others)[:2])
+    leads.lose(first, 1.0)
+    assert leads.list_trackers(others) == tuple(rank_members(version, others)[:3])
