@@ -136,8 +136,7 @@ def compute_version_demand(
     the catalog a pin decides if all pods and pulls agree on it.
     """
     pods = list(pods)
-    found = {pod.namespace: find_forbidden(catalog, ref, pod.namespace) for pod in pods}
-    forbidden = {namespace: error for namespace, error in sorted(found.items()) if error is not None}
+    forbidden = _find_all_forbidden(catalog, ref, pods) if pods else {}
     asks = [_Ask(Priority.WAITING, f"pod {pod.pod}", pod.pin) for pod in pods if pod.namespace not in forbidden]
     asks += [_Ask(Priority.PULL, "pull", pull.pin) for pull in pulls]
     if prefetched:
@@ -155,6 +154,11 @@ def compute_version_demand(
     first = asks[0]
     refused = wrong[first.pin] if first.priority is Priority.WAITING and first.pin else None
     return VersionDemand(None, refused, wrong, forbidden)
+
+
+def _find_all_forbidden(catalog: Catalog, ref: ModelRef, pods: Iterable[PodWant]) -> dict[str, Permanent]:
+    found = {pod.namespace: find_forbidden(catalog, ref, pod.namespace) for pod in pods}
+    return {namespace: error for namespace, error in sorted(found.items()) if error is not None}
 
 
 def find_forbidden(catalog: Catalog, ref: ModelRef, namespace: str) -> ForbiddenNamespace | None:

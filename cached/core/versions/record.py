@@ -135,7 +135,7 @@ class Stopping:
     refused: Permanent | None = None
 
 
-_INACTIVE = Inactive()
+INACTIVE = Inactive()  # of every version without a record
 Fetching = Queued | Running | Paused | Blocked | Stopping
 VersionState = Inactive | Failed | RefusedWants | Fetching
 
@@ -151,7 +151,7 @@ class Version:
     """
 
     ref: ModelRef
-    state: VersionState = _INACTIVE
+    state: VersionState = INACTIVE
     pods: tuple[PodWant, ...] = ()
     waiting_since: float | None = None
     pulls: tuple[Pull, ...] = ()

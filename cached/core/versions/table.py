@@ -32,7 +32,17 @@ from cached.core.versions.messages import (
     TimePassed,
 )
 from cached.core.versions.queue import FetchQueue
-from cached.core.versions.record import Blocked, Paused, Pull, Queued, Running, Stopping, Version
+from cached.core.versions.record import (
+    INACTIVE,
+    Blocked,
+    Paused,
+    Pull,
+    Queued,
+    Running,
+    Stopping,
+    Version,
+    VersionState,
+)
 
 _ANSWER_S = 600.0  # until the answer of a pull expires
 _MAX_ANSWERS = 4096
@@ -71,9 +81,9 @@ class VersionTable:
         steps: list[Step] = []
         moved = False
         for ref, event in events.items():
-            before = self.get(ref).state
+            before = self._get_state(ref)
             steps += self._apply(ref, event, now)
-            moved = moved or self.get(ref).state is not before
+            moved = moved or self._get_state(ref) is not before
         return [*steps, *self.admit(now)] if moved else steps
 
     def start(self, want: Want, now: float) -> list[Step]:
@@ -163,6 +173,10 @@ class VersionTable:
         return next(pull for pull in self.get(ref).pulls if pull.id == id_)
 
     # --- inside ----------------------------------------------------------------------------------------------------
+
+    def _get_state(self, ref: ModelRef) -> VersionState:
+        record = self._records.get(ref)
+        return INACTIVE if record is None else record.state
 
     def _apply(self, ref: ModelRef, event: Event, now: float) -> list[Step]:
         before = self.get(ref)
