@@ -2,7 +2,7 @@
 
 Law: botocore reads an answer whole however long it is, and waits for a silent name server for as long as the C library
 does, twice. Here what it sends goes over a session of its own kind, whose answers end at a limit, after the name was
-resolved in time; a proxy resolves names itself.
+resolved in time: the host's, or that of the proxy, which resolves the host's itself.
 """
 
 from __future__ import annotations
@@ -31,19 +31,27 @@ def bound_answers(session: Any, client: Any, connect_s: float, read_s: float) ->
     """Bound the answers to a botocore `client` of `session`: its calls raise ValueError beyond 8 MiB, OSError where its
     host's name is not resolved within `connect_s`."""
     ca_bundle = session.get_config_variable("ca_bundle") or os.environ.get("REQUESTS_CA_BUNDLE") or True
-    http: dict[bool, URLLib3Session] = {}
+    http: dict[str, URLLib3Session] = {}
 
     def send(request: Any, **_: Any) -> AWSResponse:
-        proxies, url = get_environ_proxies(request.url), urlsplit(request.url)
-        if not proxies:
-            port = url.port or (443 if url.scheme == "https" else 80)
-            resolve_within(url.hostname or "", port, time.monotonic() + connect_s, Cancellation())
-        if bool(proxies) not in http:
-            http[bool(proxies)] = URLLib3Session(verify=ca_bundle, proxies=proxies, timeout=(connect_s, read_s))
+        scheme = urlsplit(request.url).scheme
+        # Others than this scheme's may be there, and `no` where NO_PROXY is set.
+        proxy = get_environ_proxies(request.url).get(scheme, "")
+        first = urlsplit(_with_scheme(proxy) if proxy else request.url)
+        port = first.port or (443 if first.scheme == "https" else 80)
+        resolve_within(first.hostname or "", port, time.monotonic() + connect_s, Cancellation())
+        if proxy not in http:
+            proxies = {scheme: proxy} if proxy else {}
+            http[proxy] = URLLib3Session(verify=ca_bundle, proxies=proxies, timeout=(connect_s, read_s))
         request.stream_output = True  # else the session reads all of the answer
-        return _read(http[bool(proxies)].send(request))
+        return _read(http[proxy].send(request))
 
     client.meta.events.register(f"before-send.{client.meta.service_model.service_name}", send)
+
+
+def _with_scheme(proxy: str) -> str:
+    """Return a proxy's address as botocore reads it."""
+    return proxy if "://" in proxy else f"http://{proxy.removeprefix('//')}"
 
 
 class _Whole:

@@ -18,6 +18,7 @@ import pytest
 
 from cached.conformance.front import front_of
 from cached.contract.errors import HoldfastError, Transient
+from cached.sources.oci.access import clouds
 from cached.sources.oci.access.clouds import find_cloud_login
 from cached.sources.oci.access.hosts import VARIABLE
 from cached.sources.oci.source import OciSource
@@ -25,6 +26,7 @@ from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
 from tests.support.http_server import serve_http
 from tests.support.s3 import S3Server
+from tests.support.silent_names import silent_name
 
 MANIFEST = {
     "schemaVersion": 2,
@@ -151,6 +153,34 @@ async def test_an_answer_that_is_not_ecrs_is_told(
         front.answer(200, body, {"Content-Type": "application/x-amz-json-1.1"}, times=None)
         with pytest.raises(Transient):
             find_cloud_login(host, f"https://{host}", client, Cancellation())
+
+
+@pytest.mark.parametrize(
+    "proxies",
+    [
+        {"HTTPS_PROXY": ""},
+        {"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "localhost"},
+        {"HTTP_PROXY": "api.invalid:9"},
+    ],
+    ids=["none", "for others", "silent itself"],
+)
+async def test_a_silent_name_server_is_told_as_ecr_out_of_reach(
+    moto: S3Server, monkeypatch: pytest.MonkeyPatch, proxies: dict[str, str], client: HttpClient
+) -> None:
+    """ECR's name that is never resolved is told after two waits, which are bounded: in 10 s, whatever the C library
+    does."""
+    assert 2 * (clouds._ECR_CONNECT_S + 1) <= 10
+    host = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    url = "http://api.test:9" if "HTTP_PROXY" in proxies else "http://api.invalid:9"
+    for name, value in {**moto.environment, "AWS_ENDPOINT_URL_ECR": url, **proxies}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(clouds, "_ECR_CONNECT_S", 0.05)
+    with silent_name("api.invalid", monkeypatch) as lookups, pytest.raises(Transient) as caught:
+        find_cloud_login(host, f"https://{host}", client, Cancellation())
+    assert caught.value.code == "login" and host in caught.value.message and caught.value.remedy
+    assert 1 <= lookups.asked <= 2 and not lookups.waited_out
 
 
 @pytest.mark.parametrize("registry", ["europe-docker.pkg.dev", "eu.gcr.io"])

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,6 +16,7 @@ from cached.sources.s3 import client
 from cached.sources.s3.source import S3Source
 from tests.support.http_server import serve_http
 from tests.support.s3 import SECRET_KEY, isolated_environment, key_environment
+from tests.support.silent_names import silent_name
 
 
 @dataclass
@@ -175,20 +174,10 @@ async def test_no_connection_is_transient() -> None:
 
 async def test_a_silent_name_server_is_told_as_an_unreachable_host(monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that is never resolved counts as no connection after the limit, however long the C library waits."""
-    ended = threading.Event()
-    find = socket.getaddrinfo
-
-    def resolve(host: str, *rest: Any, **more: Any) -> Any:
-        if host == "store.invalid":
-            ended.wait(100)
-        return find(host, *rest, **more)
-
-    monkeypatch.setattr(socket, "getaddrinfo", resolve)
     monkeypatch.setattr(client, "_CONNECT_TIMEOUT_S", 0.05)
-    try:
+    with silent_name("store.invalid", monkeypatch) as lookups:
         error = await refusal("http://store.invalid:9000")
-    finally:
-        ended.set()
+    assert lookups.asked and not lookups.waited_out
     assert not error.permanent and error.code == "connect"
     assert "store.invalid" in error.message
 
