@@ -62,9 +62,10 @@ def choose_version(listing: Listing, where: str, rules: Rules, indexes: Indexes)
 
 
 def choose_pinned(listing: Listing) -> VersionFiles:
-    """Return all files of a listing that a pin names: they were chosen before they were pinned."""
+    """Return all files of a listing that a pin names: they were chosen before they were pinned. Its source was not
+    asked, so no trust of it is recorded."""
     paths = [file.path for file in listing.files]
-    return VersionFiles(listing.files, Verdict(tuple(find_name_problems(paths)), (), Trust.KNOWN))
+    return VersionFiles(listing.files, Verdict(tuple(find_name_problems(paths)), ()))
 
 
 def choose_earlier(listing: Listing, where: str, rules: Rules) -> tuple[RemoteFile, ...] | None:

@@ -117,7 +117,7 @@ def test_a_pinned_version_needs_no_origin(tmp_path: Path, origin: HostileOrigin)
         assert second.metric("holdfast_fetch_bytes_total") == second.metric("holdfast_fetch_bytes_total", source="peer")
         assert second.metric("holdfast_fetch_errors_total") == 0
         status = second.status(REF) or {}
-        assert (status["source"], status["trust"], status["error"]) == (source, "known", None)
+        assert (status["source"], status["trust"], status["error"]) == (source, None, None)  # it was not asked
         assert (record_of(second)["source"], record_of(second)["manifest_from"]) == (source, "peers")
 
 
