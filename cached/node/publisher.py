@@ -333,6 +333,7 @@ class Publisher:
         async with self._lock:
             for digest in damaged:
                 _log.error("snapshot %s: it is damaged, or was left when a file of it went bad; it is removed", digest)
+                await self._do(_quarantine_unlisted, self._layout, self._ledger, digest)
                 # Every rescued file is kept: without a readable manifest, the snapshot's blobs are unknown.
                 await self._do(_withdraw, self._layout, self._ledger, (), digest, lambda _sha256: True)
 
@@ -400,6 +401,14 @@ def _quarantine_rotten(
     with durable.disk_errors("looking at shared blobs"):
         shared = {sha256 for manifest in manifests for sha256 in manifest.packed.blobs() if sha256 in links}
         for sha256 in repair.find_rotten(layout, here, shared):
+            deletion.quarantine(layout, ledger, sha256)
+
+
+def _quarantine_unlisted(layout: Layout, ledger: Ledger, digest: Digest) -> None:
+    """Quarantine the blobs of a snapshot without a manifest that were written to since they were hashed, and are
+    wrong."""
+    with durable.disk_errors(f"looking at snapshot {digest}"):
+        for sha256 in repair.find_rotten_unlisted(layout, digest):
             deletion.quarantine(layout, ledger, sha256)
 
 

@@ -130,6 +130,18 @@ def find_rotten(
     return [sha256 for sha256 in changed if not _hashes_to(layout.blob(sha256), sha256)]
 
 
+def find_rotten_unlisted(layout: Layout, digest: Digest) -> list[str]:
+    """Do the same for a snapshot whose manifest went bad: its record and inodes say which blobs it links. A blob costs
+    nothing but its entry in a folder, unless a file does not fit the record."""
+    snapshot = layout.public.snapshot(digest)
+    files = [(snapshot.path / path, seen) for path, seen in _read_record(snapshot).items()]
+    changed = {seen.ino for file, seen in files if _is_inode(file, seen.ino) and not _is_unchanged(file, seen)}
+    if not changed:
+        return []
+    suspects = [blob.name for blob in blobs.list_blobs(layout) if blob.inode() in changed]
+    return [sha256 for sha256 in suspects if not _hashes_to(layout.blob(sha256), sha256)]
+
+
 def relink(layout: Layout, digest: Digest, manifest: Manifest) -> frozenset[str]:
     """If a snapshot's file and its blob are different files, keep the one with the right bytes as the blob: a missing
     blob is linked from the file, a corrupt one goes into quarantine first. Return the sha256 of the quarantined blobs.

@@ -71,6 +71,7 @@ def test_one_that_was_only_touched_is_kept(daemon: DaemonProcess, gates: Gates) 
 REBUILT: dict[str, Callable[[Path], object]] = {
     "a file": lambda snapshot: (snapshot / "b" / "c.bin").unlink(),
     "a folder": lambda snapshot: shutil.rmtree(snapshot / "b"),
+    "its manifest": lambda snapshot: (snapshot / ".holdfast" / "manifest.json").unlink(),
     "its lease": lambda snapshot: (snapshot / ".holdfast" / "lease").unlink(),
 }
 
