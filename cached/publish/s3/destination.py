@@ -14,7 +14,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from cached.contract.errors import HoldfastError, Permanent
+from botocore.exceptions import ClientError
+
+from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.manifest import CHAINS_NAME, MANIFEST_NAME, PUBLISHING_NAME, FileEntry
 from cached.peers.chain_file import MAX_CHAIN_FILE_BYTES
 from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
@@ -157,8 +159,7 @@ class S3Destination:
         try:
             parts, sums = await self._parts(upload.entry.size, reader, target, progress)
             reader.finish()
-            with translate_errors(self._address.uri(key)):
-                await (await self._client.api()).complete_multipart_upload(**target, MultipartUpload={"Parts": parts})
+            await self._complete(target, parts, sums)
         except BaseException as error:
             await self._abort(target, error)
             raise
@@ -167,6 +168,22 @@ class S3Destination:
             if found is not None and quoted(found.get("ETag", "")) == etag_of_parts(sums):
                 return Stored(int(found.get("ContentLength", -1)), quoted(found["ETag"]))
             return await self._read_back(upload)
+
+    async def _complete(self, target: dict[str, str], parts: list[dict[str, Any]], sums: list[bytes]) -> None:
+        """Let the object appear. It may be sent twice: without the upload, the ETag tells whose object is there."""
+        where = self._address.uri(target["Key"])
+        with translate_errors(where):
+            try:
+                await (await self._client.api()).complete_multipart_upload(**target, MultipartUpload={"Parts": parts})
+            except ClientError as error:
+                if not _is_gone(error):
+                    raise
+                found = await self._client.head(target["Key"])
+                if found is None or quoted(found.get("ETag", "")) != etag_of_parts(sums):
+                    problem = f"{where}: the store has no such upload any more: it was aborted, or forgotten"
+                    raise Transient(
+                        "upload_ended", problem, "see whether a rule aborts uploads, and publish again"
+                    ) from error
 
     async def _parts(
         self, size: int, reader: CheckedReader, target: dict[str, str], progress: Progress
@@ -202,12 +219,21 @@ class S3Destination:
     async def _abort(self, target: dict[str, str], cause: BaseException) -> None:
         try:
             with translate_errors(self._address.uri(target["Key"])):
-                await (await self._client.api()).abort_multipart_upload(**target)
+                try:
+                    await (await self._client.api()).abort_multipart_upload(**target)
+                except ClientError as error:
+                    if not _is_gone(error):
+                        raise
         except HoldfastError as error:
             cause.add_note(
                 f"the unfinished upload {target['UploadId']} stays at the bucket ({error.message}); a lifecycle rule "
                 "AbortIncompleteMultipartUpload removes such"
             )
+
+
+def _is_gone(error: ClientError) -> bool:
+    """Return whether the store has no such upload: it was completed, aborted or forgotten."""
+    return bool(error.response.get("Error", {}).get("Code") == "NoSuchUpload")
 
 
 def _part_bytes(size: int) -> int:

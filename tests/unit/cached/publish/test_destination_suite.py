@@ -12,8 +12,9 @@ from uuid import uuid4
 
 import pytest
 
+from cached.conformance.front import ProxiedRequest, front_of
 from cached.contract.digest import Digest
-from cached.contract.errors import Permanent
+from cached.contract.errors import Permanent, Transient
 from cached.contract.manifest import FileEntry
 from cached.contract.snapshot.verify import hash_file
 from cached.publish.azure.destination import AzureDestination
@@ -170,6 +171,39 @@ async def test_a_file_that_changed_into_what_is_stored_is_not_vouched_for(
         vouched = False
         assert error.code == "changed_while_publishing"
     assert not vouched
+
+
+@pytest.mark.parametrize("answer", ["lost", "never"])
+async def test_an_upload_that_s3_has_no_more(
+    moto: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    """Where S3 made the object of the parts and its answer was lost, the request sent again finds no upload: the object
+    with the ETag of these parts is the file. Without it the upload is told as gone, and not as one that stays."""
+    for name, value in moto.environment.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"models-{uuid4().hex[:12]}"
+    moto.client().create_bucket(Bucket=bucket)
+    upload = upload_of(tmp_path / "in" / "w", PART_BYTES + 1)
+
+    def ends(asked: ProxiedRequest) -> bool:
+        return asked.method in ("POST", "DELETE") and "uploadId=" in asked.path
+
+    gone = b"<Error><Code>NoSuchUpload</Code><Message>completed or aborted</Message></Error>"
+    with front_of(moto.url) as front:
+        if answer == "lost":
+            front.cut(0, choose=ends)
+        front.answer(404, gone, {"Content-Type": "application/xml"}, times=None, choose=ends)
+        destination = S3Destination(f"s3://{bucket}/m?endpoint_url={front.url}&addressing_style=path", 3)
+        if answer == "lost":
+            stored = await destination.put(upload, lambda _size: None)
+            assert await destination.list_files([upload.entry]) == {"w": stored}
+            assert await destination.vouches_for(upload, stored)
+        else:
+            with pytest.raises(Transient) as caught:
+                await destination.put(upload, lambda _size: None)
+            assert caught.value.code == "upload_ended" and caught.value.remedy
+            assert not getattr(caught.value, "__notes__", ())
+        await destination.aclose()
 
 
 async def test_marks_manifest_and_files_come_and_go(place: Place) -> None:
