@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,30 @@ class Lookups:
 
     asked: int = 0
     waited_out: int = 0
+
+
+# What the environment may say of proxies while `api.invalid` is never resolved: that of the last is silent itself.
+each_proxy = pytest.mark.parametrize(
+    "proxies",
+    [
+        {"HTTPS_PROXY": ""},
+        {"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "localhost"},
+        {"HTTP_PROXY": "api.invalid:9"},
+    ],
+    ids=["none", "for others", "silent itself"],
+)
+
+
+def set_service(
+    monkeypatch: pytest.MonkeyPatch, environment: Mapping[str, str], variable: str, proxies: Mapping[str, str]
+) -> None:
+    """Set `environment`, `proxies`, no other ones, and in `variable` a service's endpoint that is reached over
+    `api.invalid`."""
+    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    url = "http://api.test:9" if "HTTP_PROXY" in proxies else "http://api.invalid:9"
+    for name, value in {**environment, variable: url, **proxies}.items():
+        monkeypatch.setenv(name, value)
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
 from tests.support.http_server import serve_http
 from tests.support.s3 import S3Server
-from tests.support.silent_names import silent_name
+from tests.support.silent_names import each_proxy, set_service, silent_name
 
 MANIFEST = {
     "schemaVersion": 2,
@@ -155,15 +155,7 @@ async def test_an_answer_that_is_not_ecrs_is_told(
             find_cloud_login(host, f"https://{host}", client, Cancellation())
 
 
-@pytest.mark.parametrize(
-    "proxies",
-    [
-        {"HTTPS_PROXY": ""},
-        {"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "localhost"},
-        {"HTTP_PROXY": "api.invalid:9"},
-    ],
-    ids=["none", "for others", "silent itself"],
-)
+@each_proxy
 async def test_a_silent_name_server_is_told_as_ecr_out_of_reach(
     moto: S3Server, monkeypatch: pytest.MonkeyPatch, proxies: dict[str, str], client: HttpClient
 ) -> None:
@@ -171,11 +163,7 @@ async def test_a_silent_name_server_is_told_as_ecr_out_of_reach(
     does."""
     assert 2 * (clouds._ECR_CONNECT_S + 1) <= 10
     host = "123456789012.dkr.ecr.eu-central-1.amazonaws.com"
-    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    url = "http://api.test:9" if "HTTP_PROXY" in proxies else "http://api.invalid:9"
-    for name, value in {**moto.environment, "AWS_ENDPOINT_URL_ECR": url, **proxies}.items():
-        monkeypatch.setenv(name, value)
+    set_service(monkeypatch, moto.environment, "AWS_ENDPOINT_URL_ECR", proxies)
     monkeypatch.setattr(clouds, "_ECR_CONNECT_S", 0.05)
     with silent_name("api.invalid", monkeypatch) as lookups, pytest.raises(Transient) as caught:
         find_cloud_login(host, f"https://{host}", client, Cancellation())

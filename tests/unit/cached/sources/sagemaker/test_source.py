@@ -24,7 +24,7 @@ from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
 from tests.support.places import SESSION_TOKEN, Moto
 from tests.support.s3 import REGION, S3Server
-from tests.support.silent_names import silent_name
+from tests.support.silent_names import each_proxy, set_service, silent_name
 
 _LOADER = botocore.loaders.create_loader()
 
@@ -227,26 +227,14 @@ async def test_a_service_that_cannot_be_reached(
     assert (await error_of(f"sagemaker:{group.name}?profile=gone&region={REGION}", client)).code == "unauthorized"
 
 
-@pytest.mark.parametrize(
-    "proxies",
-    [
-        {"HTTPS_PROXY": ""},
-        {"HTTPS_PROXY": "http://127.0.0.1:9", "NO_PROXY": "localhost"},
-        {"HTTP_PROXY": "api.invalid:9"},
-    ],
-    ids=["none", "for others", "silent itself"],
-)
+@each_proxy
 async def test_a_silent_name_server_is_told_as_an_unreachable_service(
     client: HttpClient, moto: S3Server, monkeypatch: pytest.MonkeyPatch, proxies: dict[str, str]
 ) -> None:
     """A name that is never resolved is told after two waits, which are bounded: in 10 s, whatever the C library
     does."""
     assert 2 * (registry._CONNECT_S + 1) <= 10
-    for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy", "NO_PROXY", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    url = "http://api.test:9" if "HTTP_PROXY" in proxies else "http://api.invalid:9"
-    for name, value in {**moto.environment, "AWS_ENDPOINT_URL_SAGEMAKER": url, **proxies}.items():
-        monkeypatch.setenv(name, value)
+    set_service(monkeypatch, moto.environment, "AWS_ENDPOINT_URL_SAGEMAKER", proxies)
     monkeypatch.setattr(registry, "_CONNECT_S", 0.05)
     with silent_name("api.invalid", monkeypatch) as lookups:
         error = await error_of("sagemaker:group", client)
