@@ -175,14 +175,19 @@ class Inventory:
 
 def _find_last_uses(layout: Layout, models: Mapping[ModelRef, Digest]) -> dict[ModelRef, float]:
     """Return the last uses from the files' mtimes; a future time, after a clock was set back, counts as now."""
-    public = os.fspath(layout.public.path)  # as text: paths as objects cost a start more than the calls
+    models_here, snapshots = os.fspath(layout.public.models), os.fspath(layout.public.snapshots)
     found, clock, now = {}, time.monotonic(), time.time()
     for ref, digest in models.items():
-        used = os.lstat(f"{public}/models/{ref.path_segment}/{ref.version}").st_mtime
+        used = os.lstat(f"{models_here}/{ref.path_segment}/{ref.version}").st_mtime
         with contextlib.suppress(FileNotFoundError):
-            used = max(used, os.lstat(f"{public}/snapshots/{digest.hex}/.holdfast/lease").st_mtime)
+            used = max(used, os.lstat(_lease_path(snapshots, digest)).st_mtime)
         found[ref] = clock - max(0.0, now - used)
     return found
+
+
+def _lease_path(snapshots: str, digest: Digest) -> str:
+    """Return `SnapshotLayout.lease` as text: paths as objects cost a start more than the calls."""
+    return f"{snapshots}/{digest.hex}/.holdfast/lease"
 
 
 class _Blobs(Mapping[str, int]):
@@ -251,7 +256,7 @@ def find_leased(layout: Layout, digests: Iterable[Digest], used: Collection[Dige
     now. Blocking."""
     held, snapshots = set(), os.fspath(layout.public.snapshots)
     for digest in digests:
-        path = f"{snapshots}/{digest.hex}/.holdfast/lease"
+        path = _lease_path(snapshots, digest)
         try:
             if lease.is_held(path):
                 held.add(digest)

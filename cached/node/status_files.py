@@ -241,11 +241,11 @@ class StatusFiles:
         self._contents[ref] = _Content(digest, None, {}, {}, ready.verdict)
         old = self._statuses.get(ref)
         pinned, source, verdict = ready.pinned, ready.source, ready.verdict
-        if old is None or not is_exact:
-            is_right = False
-        else:
-            is_right = old.is_of_held(ref, digest, ready.size, pinned=pinned, source=source, verdict=verdict)
-        if not is_right:
+        if not (
+            old is not None
+            and is_exact
+            and old.is_of_held(ref, digest, ready.size, pinned=pinned, source=source, verdict=verdict)
+        ):
             self.set_ready(ref, ready.digest, ready.size, pinned=pinned, source=source)
 
     def drop(self, ref: ModelRef) -> None:

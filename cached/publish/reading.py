@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator
 
 from cached.contract.errors import Permanent
+from cached.contract.program.plain_files import READ_FLAGS
 from cached.publish.destination import PART_BYTES, Upload
 from cached.sources.local.tree import file_error
 
@@ -22,9 +23,6 @@ def wrong_bytes(where: str, expected: str, found: str) -> Permanent:
         f"{where}: sent bytes of sha256 {expected}, the destination has stored sha256 {found}; no manifest was written",
         "publish again; if it goes on, the disk, the store or a proxy before it changes what it is given",
     )
-
-
-READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class WrongSum(Exception):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -19,11 +18,12 @@ from typing import TYPE_CHECKING, Any, cast
 
 from cached.contract.digest import is_hex
 from cached.contract.errors import HoldfastError, Permanent, Transient
-from cached.contract.manifest import MAX_FILE_BYTES, Manifest
+from cached.contract.manifest import MAX_FILE_BYTES, Manifest, is_size
 from cached.core.listing import Checksum, Listing, RemoteFile, Unlisted, WeakValidators
 from cached.sources.base import Opener, Revalidating, Source
 from cached.transport.connection.cancel import Cancelled
 from cached.transport.connection.thread_call import call_in_thread
+from cached.transport.git_blob import GIT_OID
 from cached.transport.target import HttpTarget, LocalTarget, StreamTarget, Target
 
 if TYPE_CHECKING:
@@ -33,7 +33,6 @@ _log = logging.getLogger(__name__)
 GROUP = "holdfast.sources"
 _METHODS = ("kind", "display", "resolve", "locate", "aclose")
 _LONGEST_OPENING_S = 60.0  # after that long a plugin that still opens a source gets no other thread to block
-_GIT_OID = re.compile(r"[0-9a-f]{40}")
 # What a file of a listing may have, beside what is checked below.
 _FILE_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("path", "key", "validator", "object_version"), str),
@@ -192,11 +191,11 @@ def _find_file_problem(file: Any) -> str | None:
     for name, types in _FILE_TYPES.items():
         if not isinstance(value := getattr(file, name), types):
             return f"expected a file's `{name}` as {_name_types(types)}, found {_name_type(value)}"
-    if file.size is not None and (type(file.size) is not int or not 0 <= file.size <= MAX_FILE_BYTES):
+    if file.size is not None and not is_size(file.size):
         return f"{file.path!r:.200}: expected a size of 0 to {MAX_FILE_BYTES} bytes or None, found {file.size!r:.40}"
     if file.sha256 is not None and not (isinstance(file.sha256, str) and is_hex(file.sha256)):
         return f"{file.path!r:.200}: expected a sha256 of 64 lower-case hex digits or None"
-    if file.git_oid is not None and not (isinstance(file.git_oid, str) and _GIT_OID.fullmatch(file.git_oid)):
+    if file.git_oid is not None and not (isinstance(file.git_oid, str) and GIT_OID.fullmatch(file.git_oid)):
         return f"{file.path!r:.200}: expected a git id of 40 lower-case hex digits or None"
     if not all(isinstance(each, Checksum) for each in file.sums):
         return f"{file.path!r:.200}: expected Checksum in its sums"

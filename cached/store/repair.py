@@ -110,12 +110,10 @@ def find_changed(
         ]
         record = _read_record(layout.public.snapshot(digest)) if listed else {}
         for path, sha256 in listed:
-            seen, blob = record.get(path), layout.blob(sha256)
-            if seen is None or not _is_inode(blob, seen.ino):
-                continue
-            if _is_unchanged(blob, seen):
+            fits = _fits_if_same(layout.blob(sha256), record.get(path))
+            if fits:
                 left.discard(sha256)
-            else:
+            elif fits is False:
                 changed.add(sha256)
     return changed & left
 
@@ -127,19 +125,22 @@ def find_rotten(
     changed = sorted(find_changed(layout, snapshots_here, sha256s))
     for sha256 in changed:
         _log.warning("blob %s: it was written to since it was hashed: hashing it again", sha256)
-    return [sha256 for sha256 in changed if not _hashes_to(layout.blob(sha256), sha256)]
+    return _find_wrong(layout, changed)
 
 
 def find_rotten_unlisted(layout: Layout, digest: Digest) -> list[str]:
     """Do the same for a snapshot whose manifest went bad: its record and inodes say which blobs it links. A blob costs
     nothing but its entry in a folder, unless a file does not fit the record."""
     snapshot = layout.public.snapshot(digest)
-    files = [(snapshot.path / path, seen) for path, seen in _read_record(snapshot).items()]
-    changed = {seen.ino for file, seen in files if _is_inode(file, seen.ino) and not _is_unchanged(file, seen)}
+    record = _read_record(snapshot)
+    changed = {seen.ino for path, seen in record.items() if _fits_if_same(snapshot.path / path, seen) is False}
     if not changed:
         return []
-    suspects = [blob.name for blob in blobs.list_blobs(layout) if blob.inode() in changed]
-    return [sha256 for sha256 in suspects if not _hashes_to(layout.blob(sha256), sha256)]
+    return _find_wrong(layout, [blob.name for blob in blobs.list_blobs(layout) if blob.inode() in changed])
+
+
+def _find_wrong(layout: Layout, sha256s: Iterable[str]) -> list[str]:
+    return [sha256 for sha256 in sha256s if not _hashes_to(layout.blob(sha256), sha256)]
 
 
 def relink(layout: Layout, digest: Digest, manifest: Manifest) -> frozenset[str]:
@@ -223,11 +224,16 @@ def _read_record(snapshot: SnapshotLayout) -> dict[str, VerifiedFile]:
         return {}
 
 
-def _is_inode(path: Path, inode: int) -> bool:
+def _fits_if_same(path: Path, seen: VerifiedFile | None) -> bool | None:
+    """Return whether a file is as it was when it was hashed; None where that was another file, it
+    is missing, or nothing was seen."""
+    if seen is None:
+        return None
     try:
-        return os.lstat(path).st_ino == inode
+        found = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return False
+        return None
+    return _fits(found, seen) if found.st_ino == seen.ino else None
 
 
 def _is_file(path: Path) -> bool:
@@ -277,4 +283,8 @@ def _is_unchanged(path: Path, seen: VerifiedFile) -> bool:
         found = os.lstat(path)
     except OSError:
         return False
+    return _fits(found, seen)
+
+
+def _fits(found: os.stat_result, seen: VerifiedFile) -> bool:
     return stat.S_ISREG(found.st_mode) and VerifiedFile.of(found, seen.verified_at) == replace(seen, verity=None)

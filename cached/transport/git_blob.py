@@ -7,6 +7,9 @@ and the bytes). Sha1 no longer resists forgery: the id detects damage, the sha25
 from __future__ import annotations
 
 import hashlib
+import re
+
+GIT_OID = re.compile(r"[0-9a-f]{40}")  # of a blob or a commit
 
 
 def git_blob_hasher(size: int) -> hashlib._Hash:

@@ -117,8 +117,10 @@ class _Targets:
             return False
         if self.chosen is None or self.chosen == _ALL_LINEAR:
             return True
-        if not _is_among(self.chosen, name) or isinstance(self.chosen, str) or not self.layers:
-            return _is_among(self.chosen, name)
+        if not _is_among(self.chosen, name):
+            return False
+        if isinstance(self.chosen, str) or not self.layers:
+            return True
         found = next((match for pattern in self.patterns if (match := re.match(pattern, name))), None)
         return found is not None and int(found["index"]) in self.layers
 

@@ -13,9 +13,8 @@ import fcntl
 import os
 
 from cached.contract.layout import PublicLayout, SnapshotLayout
+from cached.contract.program.plain_files import READ_FLAGS
 from cached.contract.snapshot.flock import is_locked
-
-_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # never waits for the writer of a pipe
 
 
 class Doubt:
@@ -24,11 +23,11 @@ class Doubt:
     look at names and records by itself."""
 
     def __init__(self, public: PublicLayout, snapshot: SnapshotLayout | None) -> None:
-        self._waiting = [os.open(public.snapshots, _OPEN | os.O_DIRECTORY)]
+        self._waiting = [os.open(public.snapshots, READ_FLAGS | os.O_DIRECTORY)]
         self._held: list[int] = []
         if snapshot is not None:
             with contextlib.suppress(OSError):
-                self._waiting.append(os.open(snapshot.verified, _OPEN))
+                self._waiting.append(os.open(snapshot.verified, READ_FLAGS))
         self.hold()
 
     def hold(self) -> None:
@@ -49,9 +48,9 @@ class Doubt:
 
 def is_bell_held(public: PublicLayout) -> bool:
     """Return whether a reader rings. Raises OSError where the folder of snapshots cannot be opened or locked."""
-    return is_locked(public.snapshots, _OPEN | os.O_DIRECTORY)
+    return is_locked(public.snapshots, READ_FLAGS | os.O_DIRECTORY)
 
 
 def is_doubted(snapshot: SnapshotLayout) -> bool:
     """Return whether a reader doubts this snapshot; False where its record is missing or no file. Raises OSError."""
-    return is_locked(snapshot.verified, _OPEN)
+    return is_locked(snapshot.verified, READ_FLAGS)

@@ -27,10 +27,10 @@ from cached.contract.errors import DigestMismatch, HoldfastError, Permanent
 from cached.contract.layout import SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.program import limits
+from cached.contract.program.plain_files import READ_FLAGS
 from cached.contract.snapshot.strays import find_strays
 from cached.contract.snapshot.verified import VerifiedRecord
 
-_READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # waits for no pipe in a file's place
 _WINDOW_BYTES = 16 << 20  # mapped, populated and hashed at a time
 _BUFFER_BYTES = 512 << 10  # for read(2), where maps are refused; half of a common second-level cache
 _MADV_POPULATE_READ = 22  # linux/mman.h; the module mmap names it from Python 3.14 on
@@ -178,7 +178,7 @@ def check_full(
 def hash_file(path: Path, progress: Callable[[int], None] = lambda _size: None) -> str:
     """Return the sha256 of a file as hexadecimal digits, without following a symlink at `path`. Calls `progress` with
     the bytes hashed since its last call. Raises OSError if the file cannot be read to its end."""
-    descriptor = os.open(path, _READ_FLAGS)
+    descriptor = os.open(path, READ_FLAGS)
     try:
         if _POPULATES_FOR_EVER:
             return _hash_copied(descriptor, progress)
@@ -195,7 +195,7 @@ def hash_file(path: Path, progress: Callable[[int], None] = lambda _size: None) 
 def feed_file(path: Path, update: Callable[[memoryview], object], progress: Callable[[int], None]) -> None:
     """Pass all bytes of a file to `update`, in writable buffers, for a hash that is none of hashlib's; else as
     `hash_file`."""
-    descriptor = os.open(path, _READ_FLAGS)
+    descriptor = os.open(path, READ_FLAGS)
     try:
         _feed_copied(descriptor, update, progress)
     finally:
@@ -290,7 +290,7 @@ def _stat(snapshot: SnapshotLayout, entry: FileEntry) -> os.stat_result:
 
 def _seal_of(snapshot: SnapshotLayout, entry: FileEntry) -> str | NoSeal:
     try:
-        descriptor = os.open(snapshot.path / entry.path, _READ_FLAGS)
+        descriptor = os.open(snapshot.path / entry.path, READ_FLAGS)
         try:
             return measure_seal(descriptor)
         finally:

@@ -11,6 +11,7 @@ import os
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.program import limits
+from cached.contract.program.plain_files import READ_FLAGS
 from cached.transport.target import LocalTarget, local_validator
 
 
@@ -19,7 +20,7 @@ class LocalBody:
 
     def __init__(self, target: LocalTarget, offset: int, length: int | None) -> None:
         try:
-            self.descriptor = os.open(target.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            self.descriptor = os.open(target.path, READ_FLAGS)
         except OSError as error:
             raise _local_error(error, target) from error
         self._target = target

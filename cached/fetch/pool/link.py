@@ -7,10 +7,11 @@ checked; an answer that is none counts as no answer.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import ssl
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 from cached.contract.digest import Digest
@@ -165,11 +166,8 @@ class HttpPoolLink:
         """Return what a node answers to the question for a manifest. Raises as `HttpClient.fetch` does, for one of more
         than `MAX_MANIFEST_BYTES` too."""
         target = self._target(peer, "GET", f"/v1/manifests/sha256/{digest.hex}")
-        try:
+        with self._noting_failures(peer):
             answer = self._client.fetch(target, MAX_MANIFEST_BYTES, cancellation)
-        except HoldfastError as error:
-            self.note_transfer(peer, error)
-            raise
         self.states.note(peer, PeerState.LIVE)
         return answer
 
@@ -177,15 +175,20 @@ class HttpPoolLink:
         """Return the bundle of those of these small blobs that a node has. Raises `HoldfastError` or `Cancelled`."""
         body = encode_wanted(sha256s)
         target = self._target(peer, "POST", "/v1/blobs", "", digest_content(body))
-        try:
+        with self._noting_failures(peer):
             answer = self._client.post_any_status(target, body, _MOST_BUNDLE, cancellation)
-        except HoldfastError as error:
-            self.note_transfer(peer, error)
-            raise
         self._note_answer(peer, answer)
         if answer.status != _OK:
             raise Transient(f"http_{answer.status}", f"{peer}: no bundle", "another node is asked, or the source")
         return answer.body
+
+    @contextlib.contextmanager
+    def _noting_failures(self, peer: str) -> Iterator[None]:
+        try:
+            yield
+        except HoldfastError as error:
+            self.note_transfer(peer, error)
+            raise
 
     def note_transfer(self, peer: str, error: HoldfastError | None) -> None:
         """Note that a piece came from a peer, or why not."""

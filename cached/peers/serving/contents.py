@@ -20,6 +20,7 @@ from typing import Protocol
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.manifest import MAX_MANIFEST_BYTES
+from cached.contract.program.plain_files import READ_FLAGS
 from cached.peers import bundles
 from cached.store import blobs
 
@@ -149,7 +150,7 @@ class Contents:
 def _open_file(path: Path) -> int | None:
     """Open a regular file; None if it is none, or not there."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, READ_FLAGS)
     except OSError as error:
         if error.errno not in _NOT_A_BLOB:
             raise

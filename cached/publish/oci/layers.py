@@ -25,8 +25,9 @@ from typing import Any
 from cached.contract.archive.tar import BLOCK
 from cached.contract.digest import Digest
 from cached.contract.manifest import FileEntry
+from cached.contract.program.plain_files import READ_FLAGS
 from cached.publish.destination import Upload
-from cached.publish.reading import READ_FLAGS, CheckedReader
+from cached.publish.reading import CheckedReader
 from cached.sources.local.tree import file_error
 from cached.sources.oci.address import OciAddress, OciPlatform
 from cached.sources.oci.manifest import (

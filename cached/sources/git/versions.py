@@ -6,17 +6,16 @@ Format: gitprotocol-v2(5), gitprotocol-pack(5).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from cached.contract.errors import Permanent
 from cached.sources.git.pktline import ControlPacket, Packets
+from cached.transport.git_blob import GIT_OID
 
 AGENT = "agent=holdfast"
 OBJECT_FORMAT = "object-format=sha1"
-_OID = re.compile(r"[0-9a-f]{40}")
 _PEELED = "^{}"
 _SHA1 = "sha1"
 # Some hosts refuse a client of version 0 that does not offer the first two, though it has nothing to acknowledge.
@@ -167,7 +166,7 @@ def _read_first(line: str | ControlPacket, packets: Packets) -> First:
         oid, space, name = text.partition(" ")
         if text.startswith("shallow "):
             pass
-        elif not space or not name or not _OID.fullmatch(oid):
+        elif not space or not name or not GIT_OID.fullmatch(oid):
             formats = [each for each in names.split() if each.startswith("object-format=")]
             _check_format(formats[0].partition("=")[2] if formats else _SHA1, packets)
             raise packets.bad(f"{line[:60]!r} in its list of refs")
@@ -190,7 +189,7 @@ def parse_ref(line: str) -> Ref | None:
     oid, _, rest = line.partition(" ")
     name, *attributes = rest.split(" ")
     peeled = next((each.removeprefix("peeled:") for each in attributes if each.startswith("peeled:")), None)
-    if not _OID.fullmatch(oid) or not name or (peeled is not None and not _OID.fullmatch(peeled)):
+    if not GIT_OID.fullmatch(oid) or not name or (peeled is not None and not GIT_OID.fullmatch(peeled)):
         return None
     return Ref(name, oid, peeled)
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple, TypeGuard
 from cached.contract.manifest import is_size
 from cached.core.listing import RemoteFile, is_other_record
 from cached.sources.huggingface.errors import HubRequest, bad_response
+from cached.transport.git_blob import GIT_OID
 
-_SHA1, _SHA256 = re.compile(r"[0-9a-f]{40}"), re.compile(r"[0-9a-f]{64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Names(NamedTuple):
@@ -31,7 +32,7 @@ TREE_ENTRY = Names("path", "oid", "oid")  # `GET /api/models/{repo}/tree/{commit
 
 def is_commit(text: object) -> TypeGuard[str]:
     """Return whether `text` is the full id of a commit."""
-    return isinstance(text, str) and _SHA1.fullmatch(text) is not None
+    return isinstance(text, str) and GIT_OID.fullmatch(text) is not None
 
 
 def has_ids(siblings: Any) -> TypeGuard[list[dict[str, Any]]]:
@@ -56,7 +57,7 @@ def parse_files(
             raise bad_response(request, f"the path {path[:200]!r}, outside the folder that was asked for")
         if is_other_record(relative):
             continue
-        size, oid, lfs, is_id = entry.get("size"), entry.get(name_of_oid), entry.get("lfs"), _SHA1.fullmatch
+        size, oid, lfs, is_id = entry.get("size"), entry.get(name_of_oid), entry.get("lfs"), GIT_OID.fullmatch
         if lfs is not None:
             record = lfs if isinstance(lfs, dict) else {}
             size, oid, is_id = record.get("size"), record.get(name_of_sha256), _SHA256.fullmatch

@@ -21,6 +21,7 @@ from cached.contract.manifest import (
     FileEntry,
     Manifest,
 )
+from cached.contract.program.plain_files import READ_FLAGS
 from cached.core.listing import Listing, RemoteFile, check_names
 from cached.sources.base import identity_of
 from cached.sources.local.tree import PlainFile, file_error, find_file, find_inside, walk
@@ -85,7 +86,7 @@ class LocalSource:
         try:
             os.lstat(path)
             real = find_inside(self._base, MANIFEST_NAME).real
-            with open(os.open(real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as opened:
+            with open(os.open(real, READ_FLAGS), "rb") as opened:
                 return Manifest.parse(opened.read(MAX_MANIFEST_BYTES + 1))
         except InvalidManifest as error:
             raise InvalidManifest(f"{path}: {error.message}", error.remedy) from error

@@ -24,6 +24,7 @@ from cached.sources.signed_urls import lifetime_s
 from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.ssrf import is_loopback
+from cached.transport.git_blob import GIT_OID
 from cached.transport.response import sent_at
 from cached.transport.service.requests import Service
 from cached.transport.service.tokens import FixedHeaders
@@ -33,7 +34,6 @@ from cached.transport.urls import Address
 DEFAULT_ENDPOINT = "https://modelscope.cn"
 MOST_ENTRIES = 3000  # of a listing: the site cuts a longer one without a word (the client's constant)
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024  # 3,000 entries take some 2 MB
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _GOOD = (200, 206)
 
 
@@ -85,7 +85,7 @@ class Site:
             )
         latest = data.get("LatestCommitter")
         commit = latest.get("Id") if isinstance(latest, dict) else None
-        commit = commit if isinstance(commit, str) and _COMMIT.fullmatch(commit) else None
+        commit = commit if isinstance(commit, str) and GIT_OID.fullmatch(commit) else None
         return RevisionFiles(tuple(self._files(entries, commit)), commit)
 
     def read(self, file: RemoteFile, limit_bytes: int) -> bytes:
@@ -156,7 +156,7 @@ class Site:
                 )
             return RemoteFile(relative, key, size, validator=sha256, sha256=sha256)
         written = entry.get("Revision")
-        if isinstance(written, str) and _COMMIT.fullmatch(written):
+        if isinstance(written, str) and GIT_OID.fullmatch(written):
             return RemoteFile(relative, f"{written}:{path}", size, validator=written)
         return RemoteFile(relative, key, size)
 

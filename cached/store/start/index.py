@@ -30,6 +30,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest, PackedFiles
+from cached.contract.program.plain_files import READ_FLAGS
 from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import NO_VERDICT, ModelStatus, Verdict
 from cached.core.blob_table import BlobTable
@@ -204,7 +205,7 @@ def load(layout: Layout) -> Believed | None:
 
 def _read(path: Path) -> bytes | None:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, READ_FLAGS)
     except FileNotFoundError:
         return None
     with open(descriptor, "rb", buffering=0) as file:

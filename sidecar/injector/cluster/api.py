@@ -162,24 +162,22 @@ def _parse(method: str, path: str, status: int, content: bytes) -> Json | None:
         raise Transient("kube_unavailable", problem, "")
     if status >= 300:
         raise Permanent("kube_refused", problem, "")
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        remedy = "check what answers at the API server's address"
-        raise Transient("kube_bad_answer", f"{what}: no JSON object came back, but {content[:100]!r}", remedy)
-    return found
+    return _parse_object(content, f"{what}: no JSON object came back")
 
 
 def _event(path: str, line: bytes) -> Json:
+    return _parse_object(line, f"GET {path}: no event came")
+
+
+def _parse_object(data: bytes, problem: str) -> Json:
+    """Return the JSON object in `data`. Raises `Transient` (`kube_bad_answer`) with `problem` where it is none."""
     try:
-        found = json.loads(line)
+        found = json.loads(data)
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         remedy = "check what answers at the API server's address"
-        raise Transient("kube_bad_answer", f"GET {path}: no event came, but {line[:100]!r}", remedy)
+        raise Transient("kube_bad_answer", f"{problem}, but {data[:100]!r}", remedy)
     return found
 
 
