@@ -5,6 +5,7 @@ Law: a snapshot appears whole, by one rename; a model's name appears last and di
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -117,11 +118,14 @@ def is_blob(layout: Layout, snapshot: SnapshotLayout, entry: FileEntry) -> bool:
 
 def remove_strays(layout: Layout, digest: Digest, manifest: Manifest) -> list[str]:
     """Delete what is in the snapshot and not in its manifest, through the trash; return the paths. The rest stays where
-    pods read it."""
+    pods read it; the record's ctime becomes another one, by which a gate sees that a repair is done."""
     snapshot = layout.public.snapshot(digest)
     strays = find_strays(snapshot, manifest)
     for path in strays:
         discard(layout, snapshot.path / path)
+    if strays:
+        with contextlib.suppress(FileNotFoundError):  # then it is made anew
+            os.utime(snapshot.verified, follow_symlinks=False)
     return strays
 
 

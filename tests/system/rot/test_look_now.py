@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -203,6 +204,22 @@ def test_what_a_gate_refuses_is_put_right_at_once(
     assert "asked to look" not in again.said()
     lasting.wait_state(V1, "ready")
     gates.end()
+
+
+@pytest.mark.parametrize("fault", [_add_file, _add_below, _add_folder])
+def test_a_gate_sees_each_time_that_what_was_added_is_gone(
+    daemon: DaemonProcess, gates: Gates, fault: Callable[[DaemonProcess], None]
+) -> None:
+    """A gate that refused what was added opens once the daemon deleted it, also right after the bytes were found right
+    and claims about them are not looked at for a while: the gate refuses before the daemon looks, each time."""
+    for _ in range(2):
+        os.kill(daemon.pid, signal.SIGSTOP)
+        fault(daemon)
+        gate = gates.start_bare(*GATE)
+        gate.wait_said("is asked to look at it now")
+        os.kill(daemon.pid, signal.SIGCONT)
+        assert gate.wait() == 0, gate.said() + daemon.log()
+        assert daemon.files(V1) == FILES
 
 
 @pytest.mark.parametrize("fault", [_flip, _flip_two])
