@@ -95,6 +95,15 @@ def hash_request(
 
 
 @dataclass(frozen=True, slots=True)
+class Rejection:
+    """One rejected entry. `where`: the model, or `model@version`; `line` counts from 1."""
+
+    where: str
+    line: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogModel:
     """One entry under `models`. `source`: the entry's own template, which takes precedence over the catalog's default.
 
@@ -112,7 +121,7 @@ class CatalogModel:
     pin: bool
     follow: bool
     source: str | None = field(repr=False)
-    rejected: frozenset[str]
+    rejected: Mapping[str, Rejection]
     preset: Preset = DEFAULT
     require_loadable: bool = False
     trust: Trust = Trust.SIZED
@@ -122,10 +131,19 @@ class CatalogModel:
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """All models by name, and the source template of `defaults`. Its `for`, `require` and `trust` are in each model."""
+    """All models by name, and the source template of `defaults`. Its `for`, `require` and `trust` are in each model.
+
+    `rejected`: models whose own entry is bad and was never good.
+    """
 
     models: Mapping[str, CatalogModel]
     default_source: str | None = field(repr=False)
+    rejected: Mapping[str, Rejection] = field(default_factory=dict)
+
+    def find_rejection(self, ref: ModelRef) -> Rejection | None:
+        """Return why the catalog lacks `ref`, if it is that the entry of the model or of the version is bad."""
+        model = self.models.get(ref.name)
+        return self.rejected.get(ref.name) if model is None else model.rejected.get(ref.version)
 
     def find(self, ref: ModelRef) -> CatalogVersion | None:
         """Return the entry of `ref`: a listed version, or any other version of a listed model with a source template
@@ -135,15 +153,6 @@ class Catalog:
 
 
 EMPTY_CATALOG = Catalog({}, None)
-
-
-@dataclass(frozen=True, slots=True)
-class Rejection:
-    """One rejected entry. `where`: the model, or `model@version`; `line` counts from 1."""
-
-    where: str
-    line: int
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,14 +176,14 @@ def parse_catalog(text: str, last_good: Catalog) -> ParsedCatalog:
         default_source = _template(defaults.get("source"))
         choice = _choice(defaults, _Choice())
         listed = nodes.required(top, "models", "the catalog", 1)
-        models = _models(listed, Catalog(last_good.models, default_source), choice, rejected)
+        models, bad = _models(listed, Catalog(last_good.models, default_source), choice, rejected)
     except InvalidNode as error:
         raise Permanent(
             "invalid_catalog",
             f"catalog, line {error.line}: {error.reason}",
             "correct the file; until then the last good catalog stays in force",
         ) from error
-    return ParsedCatalog(Catalog(models, default_source), tuple(rejected))
+    return ParsedCatalog(Catalog(models, default_source, bad), tuple(rejected))
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +206,13 @@ def _choice(fields: Mapping[str, yaml.Node], around: _Choice) -> _Choice:
     )
 
 
-def _models(node: yaml.Node, known: Catalog, default: _Choice, rejected: list[Rejection]) -> dict[str, CatalogModel]:
-    """`known` has the last good models and the default source of this file, `default` its `for`, `require`, `trust`."""
+def _models(
+    node: yaml.Node, known: Catalog, default: _Choice, rejected: list[Rejection]
+) -> tuple[dict[str, CatalogModel], dict[str, Rejection]]:
+    """`known` has the last good models and the default source of this file, `default` its `for`, `require`, `trust`.
+    Returns the models in force, and those without a good entry."""
     models: dict[str, CatalogModel] = {}
+    bad: dict[str, Rejection] = {}
     claimed: dict[str, str] = {}
     for key, value in nodes.pairs(node, "`models`"):
         try:
@@ -213,7 +226,9 @@ def _models(node: yaml.Node, known: Catalog, default: _Choice, rejected: list[Re
             rejected.append(Rejection(name, error.line, error.reason))
             if name in known.models:
                 models[name] = known.models[name]
-    return models
+            else:
+                bad[name] = rejected[-1]
+    return models, bad
 
 
 def _model_name(key: yaml.Node, claimed: dict[str, str]) -> str:
@@ -245,7 +260,7 @@ def _model(name: str, node: yaml.Node, known: Catalog, default: _Choice, rejecte
         pin=nodes.flag(fields.get("pin"), "`pin`"),
         follow=nodes.flag(fields.get("follow"), "`follow`"),
         source=_template(fields.get("source")),
-        rejected=frozenset(),
+        rejected={},
         preset=choice.preset,
         require_loadable=choice.require_loadable,
         trust=choice.trust,
@@ -262,7 +277,7 @@ def _with_versions(
     last_good = known.models[model.name].versions if model.name in known.models else {}
     around = _Choice(model.preset, model.require_loadable, model.trust)
     good: dict[str, CatalogVersion] = {}
-    bad: set[str] = set()
+    bad: dict[str, Rejection] = {}
     for key, value in _version_pairs(node):
         version = nodes.shown(key)
         where = f"{model.name}@{version}"
@@ -276,8 +291,8 @@ def _with_versions(
             if version in last_good:
                 good[version] = last_good[version]
             else:
-                bad.add(version)
-    return replace(model, versions=good, rejected=frozenset(bad))
+                bad[version] = rejected[-1]
+    return replace(model, versions=good, rejected=bad)
 
 
 def _version_pairs(node: yaml.Node | None) -> Iterator[tuple[yaml.Node, yaml.Node | None]]:

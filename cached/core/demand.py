@@ -265,19 +265,17 @@ def _merge(entry: CatalogVersion, asks: Sequence[_Ask]) -> Want:
 
 
 def unknown_model(catalog: Catalog, ref: ModelRef) -> Permanent:
-    """Return the error of a version that the catalog lacks, with the closest entry."""
-    model = catalog.models.get(ref.name)
+    """Return the error of a version that the catalog lacks: why its entry was rejected, else with the closest entry."""
+    model, bad = catalog.models.get(ref.name), catalog.find_rejection(ref)
+    if bad is not None:
+        found = f"one that is rejected, line {bad.line}: {bad.reason}"
+        message = f"{ref}: expected a good entry in the catalog, found {found}"
+        return Permanent("unknown_model", message, "correct that entry")
     if model is None:
         close = difflib.get_close_matches(ref.name, catalog.models, n=1)
         hint = f"; the nearest name there is {close[0]}" if close else ""
         message = f"{ref}: expected the model in the catalog, found no {ref.name!r} among {len(catalog.models)}{hint}"
-    elif ref.version in model.rejected:
-        message = f"{ref}: expected a good entry in the catalog, found one that was rejected"
     else:
         listed = ", ".join(sorted(model.versions)[:10]) or "none"
         message = f"{ref}: expected the version in the catalog, found of {ref.name!r}: {listed}"
-    return Permanent(
-        "unknown_model",
-        message,
-        "add it to the catalog (the daemon's log names entries that were rejected), or ask for one that is there",
-    )
+    return Permanent("unknown_model", message, "add it to the catalog, or ask for one that is there")

@@ -20,6 +20,7 @@ from cached.commands.shared.tree import list_held_versions
 from cached.contract.annotations import CSI_LABEL, LABEL_PREFIX, weights_label
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
+from cached.contract.program.units import format_count
 from cached.doctor.blocking import run_in_thread
 from cached.doctor.findings import CheckResult, failed, of_error, ok, skipped, warning
 from cached.kube.client import METADATA, Call, KubeClient
@@ -87,15 +88,16 @@ async def _check_node(client: KubeClient, node: str, layout: Layout) -> AsyncIte
         yield skipped(area, text, "run it as the daemon's user")
         return
     if missing := held - there:
-        text = f"{len(missing)} of {len(held)} versions here have no label: pods are not drawn to this node by them"
+        lacking = f"no label for {len(missing)} of {format_count(len(held), 'version')} here"
+        text = f"{lacking}: pods are not drawn to this node by them"
         yield warning(area, text, "the daemon writes them: see whether it runs, and its right to patch its node")
     if extra := there - held:
-        text = f"{len(extra)} labels are of versions that are not here: {', '.join(sorted(extra)[:2])}"
+        text = f"{format_count(len(extra), 'label')} of versions that are not here: {', '.join(sorted(extra)[:2])}"
         yield warning(
             area, text, "the daemon removes them within minutes; if it runs no more, `kubectl label node` does"
         )
     if not missing and not extra:
-        yield ok(area, f"its labels are those of the {len(held)} snapshots here")
+        yield ok(area, f"its labels are those of the {format_count(len(held), 'snapshot')} here")
 
 
 async def _check_rights(client: KubeClient) -> AsyncIterator[CheckResult]:

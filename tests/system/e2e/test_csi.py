@@ -228,6 +228,27 @@ def test_a_restricted_namespace_may_use_it(node: str, models: Models) -> None:
         pod.delete()
 
 
+@pytest.mark.parametrize("mode", ["csi", "gate"])
+def test_a_pod_in_a_user_namespace_reads_its_weights(node: str, namespace: str, models: Models, mode: str) -> None:
+    """`hostUsers: false`, where uid 0 of the pod is not the node's: the weights are there to read, and not to write."""
+    handlers = get("node", node)["status"].get("runtimeHandlers") or ()
+    if not any((each.get("features") or {}).get("userNamespaces") for each in handlers):
+        pytest.skip(f"{node}'s container runtime or kernel has no user namespaces for pods")
+    pod = Pod(namespace, f"users-{mode}")
+    made = pod_object(pod, annotated(models["csi"], "1", mode=mode), node)
+    made["spec"]["hostUsers"] = False
+    create(made)
+    try:
+        pod.wait_running(MAIN)
+        look = 'cat /proc/self/uid_map; head -c 1 "$HOLDFAST_MODEL_PATH/model.safetensors" | wc -c'
+        (first, mapped, _), (count,) = (line.split() for line in pod.run(MAIN, "sh", "-c", look).stdout.splitlines())
+        assert (first, count) == ("0", "1") and mapped != "0"
+        written = pod.run(MAIN, "sh", "-c", 'touch "$HOLDFAST_MODEL_PATH/x"', check=False)
+        assert "Read-only file system" in written.stderr
+    finally:
+        pod.delete()
+
+
 def test_the_gate_stays_a_choice(node: str, namespace: str, models: Models) -> None:
     """`holdfast.dev/mode: gate` gives a pod the gate, on a node with the driver too."""
     pod = Pod(namespace, "csi-gate")

@@ -89,6 +89,37 @@ def test_what_the_catalog_lacks_is_refused(ref: str, says: str) -> None:
     assert ModelRef.parse(ref) not in demand.wants
 
 
+REJECTED = """
+models:
+  whole: {source: 's3://b/{version}', prefetch: false}
+  part:
+    source: 's3://b/{version}'
+    versions:
+      v1: {}
+      v2: {digest: abc}
+"""
+
+
+@pytest.mark.parametrize(
+    ("ref", "says"),
+    [("whole@v1", "line 3: expected `prefetch` to be a mapping"), ("part@v2", "line 8: ")],
+)
+def test_what_a_rejected_entry_lists_is_refused_with_the_reason(ref: str, says: str) -> None:
+    """A want for a version whose entry, or whose model's entry, was rejected says which line of it is wrong and why."""
+    demand = compute_demand(parse_catalog(REJECTED, EMPTY_CATALOG).catalog, [pod("p", ref)], [], {}, {})
+    error = demand.refused[ModelRef.parse(ref)]
+    assert error.code == "unknown_model"
+    assert says in error.message
+    assert error.remedy == "correct that entry"
+
+
+def test_a_rejected_entry_that_was_good_stays_in_force() -> None:
+    """A model that becomes bad keeps its last good entry: it is wanted, and nothing is said of the rejection."""
+    good = parse_catalog(REJECTED.replace(", prefetch: false", ""), EMPTY_CATALOG).catalog
+    demand = compute_demand(parse_catalog(REJECTED, good).catalog, [pod("p", "whole@v1")], [], {}, {})
+    assert ModelRef("whole", "v1") in demand.wants
+
+
 LIMITED = "models: {m: {source: 's3://b/{version}', versions: [v1], namespaces: [team-a, team-b]}}"
 
 
