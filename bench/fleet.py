@@ -25,9 +25,10 @@ from bench.report import Target
 from cached.contract.program.units import parse_size
 from cached.fetch.workers import MAX_OPEN, MAX_PARKED, PEER_HTTP, POOL_CONNECTIONS
 from cached.peers.messages import Reason, Reply, decode_announce, decode_reply, encode_announce, encode_reply
+from cached.peers.neighbours import Load
 from cached.peers.pieces import PIECE_BYTES, PieceMap
 from cached.peers.serving.server import ServerSettings
-from cached.peers.swarm import SEED_S, Load, PieceRequest, Swarm
+from cached.peers.swarm import SEED_S, PieceRequest, Swarm
 from cached.peers.tracker import SURVEY_S, Tracker
 from cached.peers.uploads import Uploads, UploadVerdict
 

@@ -15,13 +15,12 @@ from dataclasses import dataclass, field
 from cached.peers import bits
 from cached.peers.bits import all_bits, pick
 from cached.peers.messages import MAX_BLAMES, MAX_LISTED, Announce, PieceDigest, Reason, Reply
+from cached.peers.neighbours import Load, Neighbours
 
 ANNOUNCE_S = 1.0
 SEED_S = 2.0  # of a node that has everything
 HUNGRY_S = 0.3  # while no node is known to have anything that this one lacks
 SOON_S = 0.1  # the least time between two announces
-POLL_S = 0.25  # how often an idle node asks what a neighbour has
-NEIGHBOURS = 24
 PATIENCE_S = 60.0  # with neighbours that have pieces and give none: then the same
 ALONE_S = 10.0  # without a grant and without a peer that has anything: then the origin, up to half as long again later
 _LEFT_S = 60.0  # a peer that was left is not asked for so long
@@ -29,8 +28,6 @@ _SLOW_SHARE = 4  # slow: below this part of one's own rate
 _RATES = 32  # pieces whose median rate is one's own
 _FEWEST_RATES = 8
 _MOST_SERVING = 12
-_OF_ONE = 1  # requests to one neighbour at once
-_ROTATED = 3  # neighbours replaced with each announce: those that gave least
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,24 +36,6 @@ class PieceRequest:
 
     piece: int
     peer: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """The requests that a peer serves and those that wait there, as its answer says."""
-
-    serving: int = 1
-    waiting: int = 0
-
-
-@dataclass(slots=True)
-class _Neighbour:
-    address: str
-    have: int = 0
-    heard_at: float = -1e9
-    load: int = 0  # requests that it served, and that waited there, when it was heard last
-    asked: int = 0  # requests of ours
-    gave: int = 0  # pieces since the last rotation
 
 
 @dataclass(slots=True)
@@ -107,12 +86,11 @@ class Swarm:
         self._grants: dict[int, bool] = {}  # whether it is being received
         self._imports: dict[int, str] = {}
         self._failed: list[int] = []
-        self._neighbours: dict[str, _Neighbour] = {}
+        self._neighbours = Neighbours(rng)
         self._left: dict[str, _Left] = {}
         self._rates = _Recent()
         self._capacities = _Recent()  # rates, times the requests served beside
         self._own_rate = self._usual_capacity = 0.0
-        self._offers: tuple[int, int] | None = None  # what neighbours have, and those that may be asked; None: unknown
         self._log, self._since = "", 0
         self._helped_at = now  # by a peer's piece or a grant
         self._promised_at = now  # by a peer that has what is wanted, or a tracker that says it is under way
@@ -138,9 +116,8 @@ class Swarm:
         if request is not None:
             self._asked |= 1 << request.piece
             if request.peer is not None:
-                self._use(request.peer).asked += 1
+                self._neighbours.begin_request(request.peer)
                 self._at_peers += 1
-                self._offers = None
         return request
 
     def is_alone(self, now: float) -> bool:
@@ -159,9 +136,7 @@ class Swarm:
         if request.peer is None:
             return
         self._helped_at = now
-        neighbour = self._use(request.peer)
-        neighbour.gave += 1
-        neighbour.load = load.serving + load.waiting
+        self._neighbours.count_given(request.peer, load)
         if self._is_slow(rate, load):
             self.leave(request.peer, Reason.SLOW, now)
         self._rates.add(rate)
@@ -181,14 +156,12 @@ class Swarm:
                 self._news = True
         elif reason is not None:
             self.leave(request.peer, reason, now)
-        elif (neighbour := self._neighbours.get(request.peer)) is not None:
-            neighbour.have, neighbour.heard_at = 0, now  # it is asked what it has before it is asked for a piece again
-            self._offers = None
+        else:
+            self._neighbours.forget_pieces(request.peer, now)
 
     def leave(self, peer: str, reason: Reason, now: float) -> None:
         """Ask a peer for nothing for a while, and tell the tracker why."""
-        self._neighbours.pop(peer, None)
-        self._offers = None
+        self._neighbours.remove(peer)
         self._left[peer] = _Left(now + _LEFT_S, reason)
         for piece in [piece for piece, holder in self._imports.items() if holder == peer]:
             del self._imports[piece]
@@ -209,7 +182,7 @@ class Swarm:
     def meet(self, peer: str, have: int, now: float) -> None:
         """Add a neighbour that a tracker has not named, with what it has."""
         if peer not in self._left:
-            self._neighbours.setdefault(peer, _Neighbour(peer))
+            self._neighbours.add_known(peer)
             self.heard(peer, have, Load(), now)
 
     def list_neighbours(self) -> tuple[str, ...]:
@@ -235,20 +208,11 @@ class Swarm:
 
     def heard(self, peer: str, have: int, load: Load, now: float) -> None:
         """Note what a peer has, from its answer."""
-        neighbour = self._neighbours.get(peer)
-        if neighbour is not None:
-            neighbour.have, neighbour.heard_at = have & self._all, now
-            neighbour.load = load.serving + load.waiting
-            self._offers = None
+        self._neighbours.hear(peer, have & self._all, load, now)
 
     def polls(self, among: int, now: float) -> list[str]:
         """Return the neighbours to ask what they have: those not heard for a while that have nothing we want."""
-        wanted = among & ~self.have & ~self._asked & self._checkable
-        return [
-            each.address
-            for each in self._neighbours.values()
-            if now >= each.heard_at + POLL_S and not each.have & wanted
-        ]
+        return self._neighbours.list_unheard(among & ~self.have & ~self._asked & self._checkable, now)
 
     # --- announces -------------------------------------------------------------------------------------------------
 
@@ -272,7 +236,8 @@ class Swarm:
         self._pause_s = usual_s * self._rng.uniform(0.8, 1.2)
         self._announced_at = now
         self._news = False
-        missing = self._find_room()
+        if not self.is_complete:
+            self._neighbours.rotate()
         blames = [(peer, left.reason) for peer, left in self._left.items() if not left.reported][:MAX_BLAMES]
         for peer, _ in blames:
             self._left[peer].reported = True
@@ -292,7 +257,7 @@ class Swarm:
             digests=digests,
             log=self._log,
             since=self._since,
-            neighbours=missing,
+            neighbours=0 if self.is_complete else self._neighbours.room,
             blobs=blobs,
         )
 
@@ -320,8 +285,8 @@ class Swarm:
         if reply.imports or reply.under_way:  # else a slow origin would be asked for each piece by all
             self._promised_at = now
         for address in reply.neighbours:
-            if address not in self._left and len(self._neighbours) < NEIGHBOURS:
-                self._neighbours.setdefault(address, _Neighbour(address))
+            if address not in self._left:
+                self._neighbours.add(address)
 
     def announce_failed(self, message: Announce) -> None:
         """Note that no tracker answered an announce: the next one, a second later, says the same again."""
@@ -349,48 +314,24 @@ class Swarm:
 
     def _choose_from_neighbours(self, wanted: int, now: float) -> PieceRequest | None:
         """Return a random piece of the least busy neighbour that has one."""
-        offered, free = self._offers or self._join_offers()
-        if not wanted & offered:
+        offers = self._neighbours.join_offers()
+        if not wanted & offers.pieces:
             return None
         self._promised_at = now  # also of what cannot be checked yet
         checkable = wanted & self._checkable
-        if not checkable & free:
-            return None
-        best, equal = None, 0
-        for each in self._neighbours.values():
-            if each.asked >= _OF_ONE or (best is not None and each.load > best.load) or not each.have & checkable:
-                continue
-            equal = equal + 1 if best is not None and each.load == best.load else 1
-            if equal == 1 or self._rng.random() * equal < 1:
-                best = each
-        return None if best is None else PieceRequest(pick(best.have & checkable, self._rng), best.address)
-
-    def _join_offers(self) -> tuple[int, int]:
-        """Return what all neighbours have, and what those have that may be asked: most looks for a piece of a blob find
-        none, and need no more than these."""
-        offered = free = 0
-        for each in self._neighbours.values():
-            offered |= each.have
-            if each.asked < _OF_ONE:
-                free |= each.have
-        self._offers = offered, free
-        return self._offers
+        found = self._neighbours.choose(checkable) if checkable & offers.free else None
+        return None if found is None else PieceRequest(pick(found[1], self._rng), found[0])
 
     def _is_put_off(self, now: float) -> bool:
         """Return whether peers have promised pieces for long and given none, and no tracker granted any: they may be
         busy for ever, or not have what they say. Then one is asked at a time, to see whether that has ended."""
         return now > self._helped_at + self._patience_s
 
-    def _use(self, peer: str) -> _Neighbour:
-        return self._neighbours.get(peer) or _Neighbour(peer)
-
     def _end(self, request: PieceRequest) -> None:
         self._asked &= ~(1 << request.piece)
         if request.peer is not None:
             self._at_peers -= 1
-            neighbour = self._use(request.peer)
-            neighbour.asked = max(0, neighbour.asked - 1)
-            self._offers = None
+            self._neighbours.end_request(request.peer)
 
     def _is_slow(self, rate: float, load: Load) -> bool:
         """Return whether a peer is slow: its bytes come far slower than others', and that is not because it serves many
@@ -401,18 +342,6 @@ class Swarm:
     def _is_left(self, peer: str, now: float) -> bool:
         left = self._left.get(peer)
         return left is not None and now < left.until
-
-    def _find_room(self) -> int:
-        """Return how many neighbours to ask for; drop the least useful of a full set, so that sets mix."""
-        if self.is_complete:
-            return 0
-        if len(self._neighbours) >= NEIGHBOURS:
-            for least in sorted(self._neighbours.values(), key=lambda each: each.gave)[:_ROTATED]:
-                del self._neighbours[least.address]
-            self._offers = None
-        for each in self._neighbours.values():
-            each.gave = 0
-        return NEIGHBOURS - len(self._neighbours)
 
 
 def _bound_serving(load: Load) -> int:

@@ -35,8 +35,8 @@ from cached.peers.messages import (
     decode_reply,
     encode_announce,
 )
+from cached.peers.neighbours import Load
 from cached.peers.pieces import MAX_PIECES, Piece
-from cached.peers.swarm import Load
 from cached.transport.client import HttpClient, Response
 from cached.transport.connection.cancel import Cancellation, Cancelled
 from cached.transport.target import HttpTarget

@@ -29,8 +29,9 @@ from cached.fetch.pool.held_version import BUSY
 from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker, is_whole_piece, piece_around
 from cached.peers import bits, chaining
 from cached.peers.messages import Announce, Reason, Reply
+from cached.peers.neighbours import Load
 from cached.peers.pieces import PIECE_BYTES, Piece, PieceMap
-from cached.peers.swarm import Load, PieceRequest, Swarm
+from cached.peers.swarm import PieceRequest, Swarm
 from cached.store import chains
 from cached.transport.target import HttpTarget
 

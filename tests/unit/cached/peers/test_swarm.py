@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from cached.peers.bits import all_bits, set_of
 from cached.peers.messages import PieceDigest, Reason, Reply, decode_announce, encode_announce
-from cached.peers.swarm import ALONE_S, ANNOUNCE_S, NEIGHBOURS, PATIENCE_S, SOON_S, Load, PieceRequest, Swarm
+from cached.peers.neighbours import NEIGHBOURS, Load
+from cached.peers.swarm import ALONE_S, ANNOUNCE_S, PATIENCE_S, SOON_S, PieceRequest, Swarm
 
 COUNT = 64
 ALL = all_bits(COUNT)
@@ -330,6 +331,15 @@ def test_neighbours_that_give_little_are_replaced() -> None:
     assert 0 < room <= 4
     answer(swarm, neighbours=tuple(P[30 : 30 + room]))
     assert set(swarm.polls(ALL, 99.0)) >= set(P[30 : 30 + room])
+
+
+def test_a_tracker_understands_a_node_with_more_neighbours_than_it_asks_for() -> None:
+    """A node that met holders beside a full set of neighbours asks for none, in a message that a tracker accepts."""
+    swarm = make_swarm()
+    answer(swarm, neighbours=tuple(P[:NEIGHBOURS]))
+    for peer in P[NEIGHBOURS : NEIGHBOURS + 4]:
+        swarm.meet(peer, ALL, 0.0)
+    assert decode_announce(encode_announce(swarm.make_announce(ALL, 1.0))).neighbours == 0
 
 
 def test_a_node_that_has_all_asks_for_nothing() -> None:

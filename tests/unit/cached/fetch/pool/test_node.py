@@ -16,8 +16,8 @@ from cached.fetch.pool.membership import MemberAddress, Membership
 from cached.fetch.pool.node import PoolNode
 from cached.peers.bits import all_bits
 from cached.peers.messages import Announce, Reply
+from cached.peers.neighbours import Load
 from cached.peers.pieces import PIECE_BYTES, Piece, PieceMap
-from cached.peers.swarm import Load
 from cached.transport.client import Response
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.target import HttpTarget

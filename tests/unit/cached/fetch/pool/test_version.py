@@ -20,8 +20,8 @@ from cached.fetch.pool.version import BlobSupply, VersionPool, parse_load
 from cached.fetch.supply import Assignment, Receipt
 from cached.peers.chaining import step_at
 from cached.peers.messages import Announce, PieceDigest, Reason, Reply
+from cached.peers.neighbours import Load
 from cached.peers.pieces import PIECE_BYTES, Piece, PieceMap
-from cached.peers.swarm import Load
 from cached.transport.target import HttpTarget
 from tests.support.fetching import eventually
 
