@@ -145,7 +145,9 @@ class Publisher:
             for each in group:
                 each.publication.journal_ids = each.list_ids()
                 each.publication.keeps = self._find_readers(each.publication)
-            here, manifests = tuple(self._inventory.manifests.items()), [each.manifest for each in publications]
+            # The newest first: a version shares most with the one before it, and the look ends with the last shared blob.
+            here = tuple(reversed(self._inventory.manifests.items()))
+            manifests = [each.manifest for each in publications]
             await self._do(_quarantine_rotten, self._layout, self._ledger, self._inventory.links, here, manifests)
             await self._blocking.finish(publish_all, self._layout, self.claims.journal, self._root.check, publications)
             for publication in publications:
