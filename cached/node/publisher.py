@@ -145,7 +145,7 @@ class Publisher:
             for each in group:
                 each.publication.journal_ids = each.list_ids()
                 each.publication.keeps = self._find_readers(each.publication)
-            # The newest first: a version shares most with the one before it, and the look ends with the last shared blob.
+            # The newest first: a version shares most with the one before it, and the look ends with its last blob.
             here = tuple(reversed(self._inventory.manifests.items()))
             manifests = [each.manifest for each in publications]
             await self._do(_quarantine_rotten, self._layout, self._ledger, self._inventory.links, here, manifests)
