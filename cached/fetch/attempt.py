@@ -8,81 +8,35 @@ a verified blob is committed.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-from cached.contract.errors import DigestMismatch, HoldfastError, Transient
+from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import Layout
 from cached.contract.program import limits
-from cached.core.listing import Checksum, promises_content
-from cached.peers.chaining import ChainHasher, ChainStep
+from cached.fetch.blob import SEGMENT_BYTES, BlobHashes, BlobSpec, Segment, Verified
+from cached.fetch.supply import Assignment, Supply
+from cached.peers.chaining import ChainStep
 from cached.store import blobs
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk.verity import Sealing, seal
 from cached.store.group_commit import GroupCommit, read_back
-from cached.store.ingest import ALIGNMENT, Ingest, IngestKey, allocated_bytes, forget
+from cached.store.ingest import ALIGNMENT, Ingest, allocated_bytes, forget
 from cached.store.ranges import Ranges
-from cached.transport.checksums import Hasher, new_hasher
+from cached.transport.checksums import Hasher
 from cached.transport.connection.buffers import BufferPool
 from cached.transport.connection.cancel import Cancellation
-from cached.transport.git_blob import git_blob_hasher
 
-if TYPE_CHECKING:
-    from cached.fetch.supply import Assignment, Supply
-
-SEGMENT_BYTES = 32 * 1024 * 1024  # one ranged request
 _BEHIND_BYTES = 8 * 1024 * 1024
 _PATIENCE_S = 0.1  # of a worker that writes slower than it receives, for the piece that the hash lacks
 # Errors after which the bytes are deleted: wrong, of a changed object, or lost by the disk.
 _WORTHLESS = frozenset({"digest_mismatch", "source_changed", "bad_response", "lost_bytes"})
 RECORD_FROM_BYTES = 2 * SEGMENT_BYTES  # smaller blobs are fetched again after a crash
-
-
-@dataclass(frozen=True, slots=True)
-class BlobSpec:
-    """A blob to fetch. `name` is for people; `kind` is the source's metric label, `origin` the host whose connections
-    are limited. `sha256` and `git_oid` if the source promises them, `checksum` if it promises only that."""
-
-    name: str
-    key: IngestKey
-    sha256: str | None
-    git_oid: str | None
-    kind: str
-    origin: str
-    checksum: Checksum | None = None
-
-    @property
-    def is_promised(self) -> bool:
-        """Whether the source promises the content itself."""
-        return self.sha256 is not None or self.git_oid is not None or promises_content(self.checksum)
-
-    @property
-    def is_bound(self) -> bool:
-        """Whether two responses can be verified to be parts of one content; else one response must have all bytes."""
-        return self.is_promised or bool(self.key.validator)
-
-
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """A committed blob: its sha256 as 64 hex digits, its size in bytes, and whether it is new in the store."""
-
-    sha256: str
-    size: int
-    fresh: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Segment:
-    """A byte range `[start, end)` to request; `end` None for a stream of unknown length."""
-
-    start: int
-    end: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +98,7 @@ class Attempt:
         self.resumed_bytes = self._written.total()
         self._unassigned = deque(self._segments())
         self._held: dict[int, _Held] = {}  # by offset
-        self._hashes: list[Hasher] = []  # empty until its thread has made them
+        self._hashes: BlobHashes | None = None  # until its thread has made them
         self._hashing = False
         self._worker_hashes = False
         self._front = 0
@@ -233,14 +187,15 @@ class Attempt:
             patience_s = _PATIENCE_S if received_s < time.monotonic() - began else 0.0
             is_ours = self._shared.fills_processors()
             with self._lock:
-                is_ours = is_ours and self._take_front(offset)
-                if not is_ours:
+                hashes = self._take_front(offset) if is_ours else None
+                if hashes is None:
                     kept = self._hold(buffer, length, offset, patience_s)
                     self._wake_first_waiting()  # for the next one there may be room too, or none for long
                 self._written.add(offset, offset + length)  # last: now the hash may read it from the disk
                 self._wake_hash()
-            if is_ours:
-                self._hash_front(buffer[:length])
+            if hashes is not None:
+                hashes.update(buffer[:length])
+                self._leave_front(length)
         finally:
             if not kept:
                 self._shared.buffers.give(buffer)
@@ -323,23 +278,21 @@ class Attempt:
 
     # --- hashing ---------------------------------------------------------------------------------------------------
 
-    def _take_front(self, offset: int) -> bool:
-        """Return whether the caller hashes the piece at `offset` itself, which it has written: where every processor
-        has a blob of its own, another thread for it only costs switches. Call with the lock held, before the piece
-        counts as written."""
+    def _take_front(self, offset: int) -> BlobHashes | None:
+        """Return the hashes if the caller is to hash the piece at `offset` itself, which it has written: where every
+        processor has a blob of its own, another thread for it only costs switches. Call with the lock held, before the
+        piece counts as written; afterwards call `_leave_front`."""
         waits = not self._hashing and not self._has_front()
-        if self._failure is not None or not self._hashes or offset != self._front or not waits:
-            return False
+        if self._failure is not None or self._hashes is None or offset != self._front or not waits:
+            return None
         self._hashing = self._worker_hashes = True
-        return True
+        return self._hashes
 
-    def _hash_front(self, piece: memoryview) -> None:
-        """Hash the piece that `_take_front` took."""
-        for each in self._hashes:
-            each.update(piece)
+    def _leave_front(self, length: int) -> None:
+        """Move the front over the piece that the caller has hashed."""
         with self._lock:
             self._hashing = self._worker_hashes = False
-            self._advance(len(piece))
+            self._advance(length)
             self._wake_hash()
 
     def _advance(self, length: int) -> None:
@@ -386,17 +339,8 @@ class Attempt:
         return self._written.end_at(self._front) > self._front
 
     def _follow(self) -> None:
-        sha: Hasher = ChainHasher() if self._keeps_chain else hashlib.sha256()
-        hashes: list[Hasher] = [sha]
-        git: Hasher | None = None
-        checksum: Hasher | None = None
-        if self.spec.git_oid is not None and self.size is not None:
-            git = git_blob_hasher(self.size)
-            hashes.append(git)
         try:
-            if self.spec.checksum is not None:
-                checksum = new_hasher(self.spec.checksum.algorithm)
-                hashes.append(checksum)
+            hashes = BlobHashes(self.spec, self.size, keeps_chain=self._keeps_chain)
             with self._lock:
                 self._hashes = hashes
             while (piece := self._next_piece()) is not None:
@@ -405,18 +349,15 @@ class Attempt:
                     length = self._skip_checked(hashes, offset) or self._hash_from_disk(hashes, offset, length)
                 else:
                     try:
-                        for each in hashes:
-                            each.update(held.buffer[:length])
+                        hashes.update(held.buffer[:length])
                     finally:
                         self._free(held)
                 with self._lock:
                     self._advance(length)
-            if self.spec.git_oid is not None and git is None:
-                git = self._read_git_id()
-            compare_digests(self.spec, sha.hexdigest(), git, checksum)
-            verified = self._commit(sha.hexdigest())
-            if isinstance(sha, ChainHasher):
-                self.chain = sha.states()
+            if hashes.lacks_git_id:
+                self._read_git_id(hashes)
+            verified = self._commit(hashes.compare())
+            self.chain = hashes.states
         except BaseException as error:  # noqa: BLE001 - every error becomes the outcome
             self._abandon(error)
         else:
@@ -453,17 +394,14 @@ class Attempt:
                     return None
                 self._for_hash.wait()
 
-    def _skip_checked(self, hashes: list[Hasher], offset: int) -> int:
+    def _skip_checked(self, hashes: BlobHashes, offset: int) -> int:
         """Go over a piece at the front that was checked as a step of the chain, if that is the chain so far; return its
         bytes, 0 if it must be hashed."""
         with self._lock:
             step, length = self._checked.pop(offset, (None, 0))
-        sha = hashes[0]
-        if step is None or len(hashes) > 1 or not isinstance(sha, ChainHasher):
-            return 0
-        return length if sha.skip(step, length) else 0
+        return length if step is not None and hashes.skip(step, length) else 0
 
-    def _hash_from_disk(self, hashes: list[Hasher], offset: int, length: int) -> int:
+    def _hash_from_disk(self, hashes: BlobHashes | Hasher, offset: int, length: int) -> int:
         with self._shared.buffers.lent() as buffer:
             wanted = min(length, len(buffer))
             aligned = min(len(buffer), (wanted + ALIGNMENT - 1) // ALIGNMENT * ALIGNMENT)
@@ -472,19 +410,15 @@ class Attempt:
                 raise Transient("disk", f"{self._ingest.folder}: written bytes cannot be read back", "check the disk")
             if found % ALIGNMENT and offset + found != self.size:
                 found -= found % ALIGNMENT
-            for each in hashes:
-                each.update(buffer[:found])
+            hashes.update(buffer[:found])
             return found
 
-    def _read_git_id(self) -> Hasher:
-        """Return the hasher of the Git blob id, which begins with the size: of a file whose size was not known before
-        its last byte, so it is read once more."""
+    def _read_git_id(self, hashes: BlobHashes) -> None:
+        """Hash a file for its Git blob id whose size was not known before its last byte: it is read once more."""
         assert self.size is not None
-        git = git_blob_hasher(self.size)
-        offset = 0
+        git, offset = hashes.begin_git_id(self.size), 0
         while offset < self.size:
-            offset += self._hash_from_disk([git], offset, self.size - offset)
-        return git
+            offset += self._hash_from_disk(git, offset, self.size - offset)
 
     def _commit(self, sha256: str) -> Verified:
         assert self.size is not None
@@ -532,14 +466,3 @@ def _cut(start: int, end: int) -> Iterator[Segment]:
         following = min(end, (start // SEGMENT_BYTES + 1) * SEGMENT_BYTES)
         yield Segment(start, following)
         start = following
-
-
-def compare_digests(spec: BlobSpec, sha256: str, git: Hasher | None, checksum: Hasher | None) -> None:
-    """Compare the received digests with the source's promises; raises `DigestMismatch`."""
-    remedy = "publish the version again, or mend its digests: the source does not hold what it promises"
-    if spec.sha256 is not None and spec.sha256 != sha256:
-        raise DigestMismatch(f"{spec.name}: sha256", spec.sha256, sha256, remedy)
-    if spec.git_oid is not None and git is not None and spec.git_oid != git.hexdigest():
-        raise DigestMismatch(f"{spec.name}: git blob id", spec.git_oid, git.hexdigest(), remedy)
-    if spec.checksum is not None and checksum is not None and spec.checksum.hex != checksum.hexdigest():
-        raise DigestMismatch(f"{spec.name}: {spec.checksum.algorithm}", spec.checksum.hex, checksum.hexdigest(), remedy)

@@ -18,7 +18,8 @@ from typing import Protocol
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.program import limits
 from cached.core.retries import MAX_BAD_RESPONSES, blob_pause_s, hopeless
-from cached.fetch.attempt import Attempt, AttemptResources, BlobSpec, NoRanges, Segment, Verified
+from cached.fetch.attempt import Attempt, AttemptResources, NoRanges
+from cached.fetch.blob import BlobSpec, Segment, Verified
 from cached.fetch.bodies.local_file import LocalBody
 from cached.fetch.bodies.stream_body import StreamBody
 from cached.fetch.busy_workers import AtWork
@@ -285,9 +286,9 @@ class Download:
             self._supply.failed(assignment, None)
             return assignment.segment
         attempt.accept_piece(assignment.segment, piece.step if piece.extent is None else None)
-        self._progressed(_size(assignment.segment), streaming=False)
+        self._progressed(assignment.segment.size, streaming=False)
         with self._lock:
-            self._peer_bytes += _size(assignment.segment)
+            self._peer_bytes += assignment.segment.size
         seconds = time.monotonic() - began
         self._supply.received(assignment, Receipt(piece.sha256, seconds, body.load, body.pieces))
         attempt.record_soon()
@@ -302,13 +303,13 @@ class Download:
         hasher, offset = piece.make_hasher(), extent.start
         self._workers.at_work.begin_wait()
         try:
-            body = self._workers.peer_client.get(piece.target, extent.start, _size(extent), attempt.cancellation)
+            body = self._workers.peer_client.get(piece.target, extent.start, extent.size, attempt.cancellation)
         finally:
             self._workers.at_work.end_wait()
         with body:
-            if (body.start, body.length) != (extent.start, _size(extent)):
+            if (body.start, body.length) != (extent.start, extent.size):
                 raise Transient("bad_response", f"{self.spec.name}: not the range that was asked for", "")
-            self._count_arriving(body, _size(segment))
+            self._count_arriving(body, segment.size)
             while offset < extent.end:
                 stop = min(each for each in (segment.start, segment.end, extent.end) if each > offset)
                 with self._workers.buffers.lent() as buffer:
@@ -358,7 +359,7 @@ class Download:
         at = _Position(segment.start, attempt.stream, digest)
         try:
             with self._request(segment, at.streaming, attempt) as body:
-                if not at.streaming and (body.start, body.length) != (segment.start, _length(segment)):
+                if not at.streaming and (body.start, body.length) != (segment.start, segment.length):
                     if body.start != 0:
                         raise Transient("bad_response", f"{self.spec.name}: not the range that was asked for", "")
                     attempt.become_stream(segment)
@@ -414,7 +415,7 @@ class Download:
         return length == wanted
 
     def _request(self, segment: Segment, streaming: bool, attempt: AnyAttempt) -> AnyBody:
-        length = None if streaming else _length(segment)
+        length = None if streaming else segment.length
         self._workers.at_work.begin_wait()
         try:
             target = self._addresses.current(attempt.cancellation)
@@ -622,16 +623,6 @@ class Download:
         else:
             self.result.set_exception(outcome)
         self._workers.changed(self)
-
-
-def _size(segment: Segment) -> int:
-    """Return the bytes of a segment of known end."""
-    assert segment.end is not None
-    return segment.end - segment.start
-
-
-def _length(segment: Segment) -> int | None:
-    return None if segment.end is None else segment.end - segment.start
 
 
 @dataclass(slots=True)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.core.space import Ledger, NoSpace, Reservation
-from cached.fetch.attempt import BlobSpec, Verified
+from cached.fetch.blob import BlobSpec, Verified
 from cached.fetch.download import Download
 from cached.fetch.small_attempt import is_small
 from cached.fetch.supply import SupplyMaker

@@ -14,7 +14,8 @@ from cached.contract.archive.import_stream import DONE, LineReader
 from cached.contract.digest import is_hex
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent
 from cached.contract.layout import ingest_id
-from cached.fetch.attempt import AttemptResources, Verified
+from cached.fetch.attempt import AttemptResources
+from cached.fetch.blob import Verified
 from cached.fetch.downloads import DownloadSpace
 from cached.fetch.small_attempt import SMALL_BYTES
 from cached.store import blobs

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
-from cached.fetch.attempt import BlobSpec
+from cached.fetch.blob import BlobSpec
 from cached.fetch.bodies.local_file import LocalBody
 from cached.fetch.small_attempt import is_small
 from cached.store.ingest import Ingest

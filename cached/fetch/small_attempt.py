@@ -6,22 +6,17 @@ again. Only a verified blob is committed.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
 
 from cached.contract.errors import HoldfastError
-from cached.fetch.attempt import AttemptResources, BlobSpec, NoRanges, Segment, Verified, compare_digests
+from cached.fetch.attempt import AttemptResources, NoRanges
+from cached.fetch.blob import BlobHashes, BlobSpec, Segment, Verified
+from cached.fetch.supply import Assignment, Supply
 from cached.peers.chaining import ChainStep
 from cached.store.disk import durable
 from cached.store.group_commit import PendingBlob
-from cached.transport.checksums import Hasher, new_hasher
 from cached.transport.connection.cancel import Cancellation
-from cached.transport.git_blob import git_blob_hasher
-
-if TYPE_CHECKING:
-    from cached.fetch.supply import Assignment, Supply
 
 SMALL_BYTES = 1024 * 1024  # up to here a file's fixed costs on the disk exceed those of its bytes
 
@@ -158,8 +153,9 @@ class SmallAttempt:
                 return
             self.committing = True
         try:
-            sha256 = hashlib.sha256(self._data).hexdigest()
-            compare_digests(self.spec, sha256, *self._weaker_digests())
+            hashes = BlobHashes(self.spec, self.size)
+            hashes.update(memoryview(self._data))
+            sha256 = hashes.compare()
             temporary = durable.temporary_beside(self._shared.layout.ingest / "any")
             with durable.disk_errors(f"writing {temporary}"):
                 durable.write_volatile(temporary, self._data, durable.READ_ONLY_MODE)
@@ -169,16 +165,6 @@ class SmallAttempt:
         self._data = bytearray()
         journal_id = self.spec.key.id if self.spec.sha256 is None else None
         self._shared.group_commit.submit(PendingBlob(self.spec.name, temporary, sha256, journal_id, self._committed))
-
-    def _weaker_digests(self) -> tuple[Hasher | None, Hasher | None]:
-        """Return the hashers of the Git blob id and of the checksum, after all bytes; None without a promise."""
-        spec = self.spec
-        git = None if spec.git_oid is None else git_blob_hasher(self.size)
-        checksum = None if spec.checksum is None else new_hasher(spec.checksum.algorithm)
-        for hasher in (git, checksum):
-            if hasher is not None:
-                hasher.update(memoryview(self._data))
-        return git, checksum
 
     def _committed(self, pending: PendingBlob, failure: BaseException | None) -> None:
         verified = Verified(pending.sha256, self.size, pending.fresh)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from cached.contract.errors import DigestMismatch, HoldfastError
-from cached.fetch.attempt import SEGMENT_BYTES, Segment
+from cached.fetch.blob import SEGMENT_BYTES, Segment
 from cached.peers import chaining
 from cached.peers.chaining import ChainHasher, ChainStep
 from cached.transport.checksums import Hasher

@@ -27,7 +27,7 @@ from cached.core.listing import Listing, RemoteFile
 from cached.core.selection.indexes import read_indexes
 from cached.core.selection.presets import NO_INDEXES, Indexes
 from cached.core.space import FetchSpace, Ledger, NoSpace
-from cached.fetch.attempt import BlobSpec, Verified
+from cached.fetch.blob import BlobSpec, Verified
 from cached.fetch.download import Download, DownloadMetrics
 from cached.fetch.downloads import Downloads, DownloadSpace
 from cached.fetch.pool.held_version import Holders, VersionAtPeers

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from cached.contract.layout import Layout, ingest_id
-from cached.fetch.attempt import BlobSpec, Verified
+from cached.fetch.blob import BlobSpec, Verified
 from cached.fetch.download import Download, Space
 from cached.fetch.supply import SupplyMaker
 from cached.fetch.workers import _HELD, MAX_OPEN, PEER_HTTP, Workers, WorkerSettings

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from cached.contract.errors import HoldfastError
 from cached.contract.manifest import Manifest
-from cached.fetch.attempt import BlobSpec, Segment
+from cached.fetch.blob import BlobSpec, Segment
 from cached.fetch.small_attempt import is_small
 from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker
 from cached.peers.pieces import Piece

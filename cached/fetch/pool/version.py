@@ -23,7 +23,7 @@ from typing import Protocol
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout
 from cached.contract.program import limits
-from cached.fetch.attempt import SEGMENT_BYTES, Segment
+from cached.fetch.blob import SEGMENT_BYTES, Segment
 from cached.fetch.pool.chains import VersionChains, states_bytes, write_chain
 from cached.fetch.pool.held_version import BUSY
 from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker, is_whole_piece, piece_around
@@ -231,7 +231,7 @@ class VersionPool:
     def received(self, sha256: str, assignment: Assignment, receipt: Receipt) -> None:
         """Take a piece."""
         request, load = self._request_of(sha256, assignment), parse_load(receipt.load)
-        rate = _size(assignment.segment) / max(receipt.seconds, 1e-6)
+        rate = assignment.segment.size / max(receipt.seconds, 1e-6)
         have = self._parse_pieces(receipt.pieces)
         with self._lock:
             now = self._clock()
@@ -562,8 +562,3 @@ def _reason_of(error: HoldfastError | None) -> Reason | None:
     if error is None or error.code in BUSY:
         return None
     return Reason.WRONG if error.code in ("digest_mismatch", "bad_response") else Reason.GONE
-
-
-def _size(segment: Segment) -> int:
-    assert segment.end is not None
-    return segment.end - segment.start

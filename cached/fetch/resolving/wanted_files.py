@@ -17,7 +17,7 @@ from cached.core.demand import Want
 from cached.core.listing import Listing, RemoteFile
 from cached.core.selection.presets import Indexes
 from cached.core.versions.record import PinMismatch
-from cached.fetch.attempt import BlobSpec, Verified
+from cached.fetch.blob import BlobSpec, Verified
 from cached.fetch.resolving.selection import choose_earlier, choose_version, rules_of
 from cached.sources.base import Source
 from cached.store.ingest import IngestKey

@@ -167,7 +167,7 @@ def _serve() -> None:
     from tests.support.crashing import wrapping
 
     assert main and source and wrapping
-    attempt.SEGMENT_BYTES = SEGMENT_BYTES
+    attempt.SEGMENT_BYTES = SEGMENT_BYTES  # type: ignore[attr-defined]  # as the attempts see it
     attempt.RECORD_FROM_BYTES = RECORD_FROM_BYTES
     scrub._PAUSE_S = _SCRUB_PAUSE_S
     gc.freeze()

@@ -35,7 +35,7 @@ from cached.daemon.node_state import NodeState
 from cached.daemon.opening import adopt_statuses
 from cached.daemon.reconciler import Reconciler
 from cached.fetch import downloads
-from cached.fetch.attempt import Verified
+from cached.fetch.blob import Verified
 from cached.fetch.download import Download
 from cached.fetch.downloads import Downloads, DownloadSpace
 from cached.fetch.resolving.lister import SourceLister

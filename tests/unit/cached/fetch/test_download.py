@@ -16,7 +16,8 @@ import pytest
 
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.core.listing import Algorithm, Checksum
-from cached.fetch.attempt import SEGMENT_BYTES, Attempt
+from cached.fetch.attempt import Attempt
+from cached.fetch.blob import SEGMENT_BYTES
 from cached.fetch.download import Download
 from cached.transport.checksums import new_hasher
 from cached.transport.connection.cancel import Cancelled

@@ -14,7 +14,7 @@ import pytest
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.core.space import DiskSpace, Ledger, NoSpace
-from cached.fetch.attempt import BlobSpec, Verified
+from cached.fetch.blob import BlobSpec, Verified
 from cached.fetch.download import Download
 from cached.fetch.downloads import Downloads, DownloadSpace
 from cached.store import blobs, recovery

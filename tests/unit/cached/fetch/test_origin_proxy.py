@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cached.fetch.attempt import SEGMENT_BYTES
+from cached.fetch.blob import SEGMENT_BYTES
 from cached.transport.origin_proxy import OriginProxySettings, parse_origin_proxy
 from tests.support.dragonfly import Cluster, serve_dfdaemon
 from tests.support.fetching import MIB, Engine, check_committed, http, noise, open_engine, spec_of

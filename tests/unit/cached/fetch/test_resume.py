@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cached.fetch import workers
-from cached.fetch.attempt import BlobSpec
+from cached.fetch.blob import BlobSpec
 from cached.transport.connection.cancel import Cancelled
 from tests.support.fetching import (
     DEADLINE_S,

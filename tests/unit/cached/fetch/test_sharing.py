@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-from cached.fetch.attempt import BlobSpec
+from cached.fetch.blob import BlobSpec
 from cached.fetch.sharing import share_files
 from cached.transport.target import LocalTarget
 from tests.support.fetching import MIB, Engine, check_committed, local, noise, open_engine, private_files, spec_of

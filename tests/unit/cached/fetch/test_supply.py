@@ -19,7 +19,7 @@ import pytest
 
 from cached.contract.errors import DigestMismatch, HoldfastError, Transient
 from cached.contract.layout import Layout
-from cached.fetch.attempt import SEGMENT_BYTES, Segment
+from cached.fetch.blob import SEGMENT_BYTES, Segment
 from cached.fetch.pool.held_version import Holders
 from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker, is_whole_piece, piece_around
 from cached.peers.access import PoolKeys, SignedRequest

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import HoldfastError
-from cached.fetch.attempt import SEGMENT_BYTES
+from cached.fetch.blob import SEGMENT_BYTES
 from cached.fetch.resolving.addresses import Addresses
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.target import HttpTarget, Target

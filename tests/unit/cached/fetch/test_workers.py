@@ -11,7 +11,7 @@ import pytest
 
 from cached.contract.errors import HoldfastError
 from cached.fetch import busy_workers, workers
-from cached.fetch.attempt import Segment
+from cached.fetch.blob import Segment
 from cached.fetch.supply import Assignment, OriginSupply
 from cached.transport.connection.cancel import Cancelled
 from tests.support.fetching import (

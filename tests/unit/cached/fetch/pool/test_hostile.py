@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cached.daemon.pool import PoolTls, TlsOptions
-from cached.fetch.attempt import SEGMENT_BYTES
+from cached.fetch.blob import SEGMENT_BYTES
 from cached.fetch.pool.peer_states import PeerState
 from cached.peers import bits
 from cached.peers.access import PoolKeys

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cached.contract.errors import DigestMismatch, HoldfastError
 from cached.contract.layout import Layout
-from cached.fetch.attempt import Segment
+from cached.fetch.blob import Segment
 from cached.fetch.pool.version import BlobSupply, VersionPool, parse_load
 from cached.fetch.supply import Assignment, Receipt
 from cached.peers.chaining import step_at
