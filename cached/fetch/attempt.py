@@ -19,7 +19,7 @@ from typing import Protocol
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import Layout
 from cached.contract.program import limits
-from cached.fetch.blob import SEGMENT_BYTES, BlobHashes, BlobSpec, Segment, Verified
+from cached.fetch.blob import SEGMENT_BYTES, BlobHashes, BlobSpec, NoRanges, Segment, Verified
 from cached.fetch.supply import Assignment, Supply
 from cached.peers.chaining import ChainStep
 from cached.store import blobs
@@ -46,10 +46,6 @@ class _Held:
     buffer: memoryview
     length: int
     has_slot: bool
-
-
-class NoRanges(Exception):
-    """The origin answers every range request with the whole object: control flow, not an error."""
 
 
 class AttemptResources(Protocol):

@@ -71,6 +71,10 @@ class Segment:
         return self.end - self.start
 
 
+class NoRanges(Exception):
+    """The origin answers every range request with the whole object: control flow, not an error."""
+
+
 class BlobHashes:
     """The digests of a blob's bytes, which come in order: sha256, and those that its source promises."""
 

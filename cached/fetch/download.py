@@ -13,17 +13,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.program import limits
 from cached.core.retries import MAX_BAD_RESPONSES, blob_pause_s, hopeless
-from cached.fetch.attempt import Attempt, AttemptResources, NoRanges
-from cached.fetch.blob import BlobSpec, Segment, Verified
-from cached.fetch.bodies.local_file import LocalBody
-from cached.fetch.bodies.stream_body import StreamBody
+from cached.fetch.attempt import Attempt, AttemptResources
+from cached.fetch.blob import BlobSpec, NoRanges, Segment, Verified
 from cached.fetch.busy_workers import AtWork
-from cached.fetch.resolving.addresses import Addresses
+from cached.fetch.origin import AnyBody, Origin
 from cached.fetch.small_attempt import SmallAttempt, is_small
 from cached.fetch.supply import Assignment, OriginSupply, PeerPiece, Receipt, Supply, SupplyMaker
 from cached.store.disk.durable import disk_error
@@ -33,14 +32,11 @@ from cached.transport.checksums import Hasher
 from cached.transport.client import HttpClient
 from cached.transport.connection.bandwidth import BandwidthLimit
 from cached.transport.connection.cancel import Cancellation, Cancelled
-from cached.transport.response import source_changed
-from cached.transport.target import HttpTarget, LocalTarget, StreamTarget, Target
+from cached.transport.target import Target
 
 MAX_WRONG_DIGESTS = 2
-_MAX_RENEWALS = 4  # of an address for one request: one is enough, unless other connections are refused at the same time
 _PEER = "peer"  # the metric label of bytes that come from other nodes
 _PROXY = "dragonfly"  # of those that the origin proxy sends
-_ONE_READ_BYTES = 64 * 1024  # a server reads at least so much of a file at once
 _ENDS_DOWNLOAD = frozenset({"source_changed", "no_space", "not_writable", "disk"})
 
 
@@ -80,7 +76,6 @@ class DownloadWorkers(AttemptResources, Protocol):
 
 
 AnyAttempt = Attempt | SmallAttempt
-AnyBody = LocalBody | StreamBody | Body
 
 
 class Download:
@@ -110,8 +105,9 @@ class Download:
         self.received_at: float | None = None  # when the last bytes came, in monotonic seconds
         self.placed: Verified | None = None  # as in `Attempt`, once there is a result
         self.left_bytes: int | None = None  # as in `Attempt`; None if no attempt opened the partial blob
-        self._addresses = Addresses(locate, time.monotonic)
         self._workers = workers
+        self._count_failed = partial(workers.metrics.fetch_failed, spec.kind)
+        self._origin = Origin(spec, locate, workers.client, workers.at_work, self._count_failed)
         self._lock = threading.Lock()
         self._attempt: AnyAttempt | None = None
         self._stream = not spec.is_bound
@@ -358,18 +354,18 @@ class Download:
         """Receive a segment, also into `digest`; return its rest if a more urgent download preempts it."""
         at = _Position(segment.start, attempt.stream, digest)
         try:
-            with self._request(segment, at.streaming, attempt) as body:
+            with self._origin.request(segment, attempt.cancellation, streaming=at.streaming) as body:
                 if not at.streaming and (body.start, body.length) != (segment.start, segment.length):
                     if body.start != 0:
                         raise Transient("bad_response", f"{self.spec.name}: not the range that was asked for", "")
                     attempt.become_stream(segment)
                     at.streaming = True
-                end = self._find_end(segment, at.streaming, body)
+                end = self._origin.find_end(segment, body, streaming=at.streaming)
                 while (end is None or at.offset < end) and self._receive_buffer(attempt, body, at, end):
                     if not at.streaming and at.offset < (end or 0) and self._workers.outranked(self):
                         return Segment(at.offset, end)
-                self._check_end(body, at.offset, end)
-            self._check_after(attempt, at.offset)
+                self._origin.check_end(body, at.offset, end)
+            self._origin.check_after(at.offset, attempt.cancellation)
             if attempt.size is None:
                 attempt.end_of_stream(at.offset)
         except NoRanges as stop:
@@ -414,100 +410,6 @@ class Download:
                 self._workers.buffers.give(buffer)
         return length == wanted
 
-    def _request(self, segment: Segment, streaming: bool, attempt: AnyAttempt) -> AnyBody:
-        length = None if streaming else segment.length
-        self._workers.at_work.begin_wait()
-        try:
-            target = self._addresses.current(attempt.cancellation)
-            if isinstance(target, LocalTarget):
-                return LocalBody(target, segment.start, length)
-            if isinstance(target, StreamTarget):
-                if not streaming and segment.start:
-                    raise NoRanges
-                return StreamBody(target, attempt.cancellation)
-            target, body = self._request_renewed(target, segment.start, length, attempt.cancellation)
-        finally:
-            self._workers.at_work.end_wait()
-        self._addresses.mark_accepted(target)
-        if not streaming and not self._is_proven(target, body):
-            body.close()
-            raise NoRanges
-        return body
-
-    def _request_renewed(
-        self, target: HttpTarget, offset: int, length: int | None, cancellation: Cancellation
-    ) -> tuple[HttpTarget, Body]:
-        """Return the body from `target`, or from the address that follows it where it has ended: that is no failure,
-        so it costs no pause."""
-        for _ in range(_MAX_RENEWALS):
-            try:
-                return target, self._get(target, offset, length, cancellation)
-            except HoldfastError as error:
-                if not self._addresses.mark_refused(target, error.code):
-                    raise
-                refusal = error
-            self._workers.metrics.fetch_failed(self.spec.kind, refusal.code)
-            following = self._addresses.current(cancellation)
-            if not isinstance(following, HttpTarget):
-                break
-            target = following
-        raise Transient(refusal.code, refusal.message, "another address is asked for") from refusal
-
-    def _get(self, target: HttpTarget, offset: int, length: int | None, cancellation: Cancellation) -> Body:
-        """Return the body, also from the origin proxy if the sha256 is known; a proxy that has an object of another
-        length is not believed."""
-        content, size = self.spec.sha256, self.spec.key.size
-        body = self._workers.client.get(target, offset, length, cancellation, content)
-        if content is None or not body.is_proxied or size is None or body.total in (None, size):
-            return body
-        body.close()
-        self._workers.client.distrust(content, self.spec.name)
-        return self._workers.client.get(target, offset, length, cancellation, content)
-
-    def _find_end(self, segment: Segment, streaming: bool, body: AnyBody) -> int | None:
-        """Return the offset of the body's end, None if unknown; raises `Transient` if the object's size has changed."""
-        expected = self.spec.key.size
-        found = body.total if body.total is not None or not streaming else body.length
-        if expected is not None and found is not None and found != expected:
-            raise self._unlike_listing(f"expected {expected} bytes, the origin has {found}")
-        return segment.end if not streaming else expected if expected is not None else found
-
-    def _check_end(self, body: AnyBody, position: int, end: int | None) -> None:
-        if end is not None and position < end:
-            raise Transient("bad_response", f"{self.spec.name}: the body ended at byte {position}, expected {end}", "")
-        if body.length is None and body.readinto(memoryview(bytearray(1))):
-            raise self._unlike_listing(f"the body goes on after byte {position}")
-
-    def _check_after(self, attempt: AnyAttempt, received: int) -> None:
-        """Check that an unbound object, received in one response, still has the same size; raises `HoldfastError`. A
-        server that reads a file during a write sends parts of both versions, unless it reads it at once."""
-        if self.spec.is_bound or received <= _ONE_READ_BYTES:
-            return
-        target = self._addresses.current(attempt.cancellation)
-        if not isinstance(target, HttpTarget) or target.part is not None or not target.answers_head:
-            return
-        try:
-            head = self._workers.client.head(target, attempt.cancellation)
-        except Permanent as error:
-            raise source_changed(self.spec.name, f"after it was read: {error.message}") from error
-        if head.size not in (None, received):
-            raise source_changed(self.spec.name, f"{received} bytes were read, now it has {head.size}")
-
-    def _is_proven(self, target: HttpTarget, body: Body) -> bool:
-        """Return whether a response is certainly of the listed object: a server that sends no ETag with a range, as RFC
-        9110, 15.3.7 requires, may have ignored `If-Match`. A whole or promised object needs no proof."""
-        if self.spec.is_promised or target.if_match is None:
-            return True
-        is_whole = body.start == 0 and body.length in (None, self.spec.key.size)
-        return is_whole or body.etag == target.if_match
-
-    def _unlike_listing(self, problem: str) -> Transient:
-        """Return the error for a response of another length than listed; an unbound object counts as changed."""
-        if not self.spec.is_bound:
-            return source_changed(self.spec.name, problem)
-        remedy = "publish the version again if its files at the source were changed"
-        return Transient("bad_response", f"{self.spec.name}: {problem}", remedy)
-
     def _fill(self, attempt: AnyAttempt, body: AnyBody, view: memoryview) -> float:
         """Fill `view`, within the bandwidth limit, or less at the end of the body; return the seconds it took."""
         limit, filled = self._workers.limit, 0
@@ -541,7 +443,7 @@ class Download:
                 self._failures = self._bad_responses = 0
 
     def _retry_or_fail(self, attempt: AnyAttempt, error: HoldfastError) -> None:
-        self._workers.metrics.fetch_failed(self.spec.kind, error.code)
+        self._count_failed(error.code)
         with self._lock:
             self.last_error = error
             now = time.monotonic()
@@ -549,7 +451,7 @@ class Download:
                 self._failures += 1
                 self._bad_responses += error.code == "bad_response"
                 if self._failures > 1:
-                    self._addresses.drop()  # another address may lead to a healthy server
+                    self._origin.drop_address()  # another address may lead to a healthy server
                 jitter = random.uniform(0.5, 1.0)  # noqa: S311 - jitter
                 self._paused_until = now + blob_pause_s(error, self._failures, jitter)
                 if not self._supply.pause_origin(self._paused_until):
@@ -588,7 +490,7 @@ class Download:
                 self._stream = again = True
             elif isinstance(error, HoldfastError) and error.code == "digest_mismatch":
                 self._wrong_digests += not (from_peers or from_proxy)  # else it says nothing of the source
-                self._addresses.drop()
+                self._origin.drop_address()
                 again = self._wrong_digests < MAX_WRONG_DIGESTS
         if from_proxy and isinstance(error, DigestMismatch) and self.spec.sha256 is not None:
             self._workers.metrics.verify_failed(_PROXY)
@@ -598,7 +500,7 @@ class Download:
             self._supply.distrust()
         elif isinstance(error, HoldfastError) and error.code == "digest_mismatch":
             self._workers.metrics.verify_failed("fetch")
-            self._workers.metrics.fetch_failed(self.spec.kind, error.code)
+            self._count_failed(error.code)
             self.last_error = error
         if self._cancelled:
             self._settle(Cancelled())
@@ -610,7 +512,7 @@ class Download:
     def _finish_with(self, error: HoldfastError) -> None:
         """Fail without an attempt, after measuring the partial blob on this thread."""
         self.left_bytes = allocated_bytes(self._workers.layout.ingest / self.spec.key.id)
-        self._workers.metrics.fetch_failed(self.spec.kind, error.code)
+        self._count_failed(error.code)
         self._settle(error)
 
     def _settle(self, outcome: Verified | BaseException) -> None:

@@ -10,8 +10,8 @@ import threading
 from concurrent.futures import Future
 
 from cached.contract.errors import HoldfastError
-from cached.fetch.attempt import AttemptResources, NoRanges
-from cached.fetch.blob import BlobHashes, BlobSpec, Segment, Verified
+from cached.fetch.attempt import AttemptResources
+from cached.fetch.blob import BlobHashes, BlobSpec, NoRanges, Segment, Verified
 from cached.fetch.supply import Assignment, Supply
 from cached.peers.chaining import ChainStep
 from cached.store.disk import durable

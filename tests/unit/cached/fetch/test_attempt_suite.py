@@ -14,8 +14,8 @@ import pytest
 
 from cached.contract.errors import DigestMismatch, Transient
 from cached.core.listing import Algorithm, Checksum
-from cached.fetch.attempt import Attempt, NoRanges
-from cached.fetch.blob import BlobSpec, Segment
+from cached.fetch.attempt import Attempt
+from cached.fetch.blob import BlobSpec, NoRanges, Segment
 from cached.fetch.small_attempt import SmallAttempt
 from cached.transport.checksums import new_hasher
 from cached.transport.connection.cancel import Cancelled
