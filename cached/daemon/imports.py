@@ -20,7 +20,6 @@ from typing import TypeVar
 from cached.contract.archive.import_stream import IMPORTED, LineReader, send_document, send_error
 from cached.contract.digest import Digest
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
-from cached.contract.layout import Layout
 from cached.contract.loadable.verdict import find_name_problems
 from cached.contract.manifest import MAX_MANIFEST_BYTES, Manifest
 from cached.contract.program import limits
@@ -30,20 +29,15 @@ from cached.contract.trust import Trust
 from cached.core.catalog import CatalogVersion
 from cached.core.demand import Priority, Want
 from cached.core.eviction import list_freed
-from cached.core.space import Ledger, NoSpace, Reservation
+from cached.core.space import NoSpace, Reservation
 from cached.daemon.catalog.catalog_file import CatalogFile
-from cached.daemon.metrics import DaemonMetrics
-from cached.daemon.node_state import NodeState
-from cached.daemon.reconciler import Reconciler
+from cached.daemon.fetching import Fetching
+from cached.daemon.opening import OpenedNode
 from cached.fetch.attempt import AttemptResources
 from cached.fetch.downloads import DownloadSpace
 from cached.fetch.received import ReceivedBlobs, received_id
 from cached.fetch.resolving.selection import judge_blobs
 from cached.fetch.small_attempt import SMALL_BYTES
-from cached.node.inventory import Inventory
-from cached.node.publisher import Publisher
-from cached.node.status_files import StatusFiles
-from cached.node.threads import Blocking
 from cached.store import blobs
 from cached.store.fetch_records import FetchRecord
 from cached.store.publication import Publication
@@ -59,31 +53,12 @@ _STOPPING_S = 5.0
 class Imports:
     """The imports of this node."""
 
-    def __init__(
-        self,
-        *,
-        layout: Layout,
-        inventory: Inventory,
-        ledger: Ledger,
-        publisher: Publisher,
-        status_files: StatusFiles,
-        blocking: Blocking,
-        metrics: DaemonMetrics,
-        state: NodeState,
-        reconciler: Reconciler,
-        resources: AttemptResources,
-        catalog: CatalogFile,
-    ) -> None:
-        self._layout = layout
-        self._inventory = inventory
-        self._ledger = ledger
-        self._publisher = publisher
-        self._status_files = status_files
-        self._blocking = blocking
-        self._metrics = metrics
-        self._state = state
-        self._reconciler = reconciler
-        self._resources = resources
+    def __init__(self, node: OpenedNode, fetching: Fetching, catalog: CatalogFile) -> None:
+        self._node = node
+        self._publisher = fetching.publisher
+        self._reconciler = fetching.reconciler
+        self._resources: AttemptResources = fetching.workers
+        self._state = fetching.state
         self._catalog = catalog
         self._running = 0
 
@@ -101,12 +76,12 @@ class Imports:
             await self._receive(ref, transfer, LineReader(stream), stream, replace=replace)
         except HoldfastError as error:
             _log.warning("%s: an import failed: %s", ref, error)
-            self._metrics.fetch_failed("import", error.code)
+            self._node.metrics.fetch_failed("import", error.code)
             if isinstance(error, DigestMismatch):
-                self._metrics.verify_failed("import")
+                self._node.metrics.verify_failed("import")
             with contextlib.suppress(TimeoutError):  # of a disk that hangs
                 async with asyncio.timeout(_STOPPING_S):
-                    await self._status_files.flushed()  # versions may have been evicted for it
+                    await self._node.status_files.flushed()  # versions may have been evicted for it
             await self._tell(stream, partial(send_error, stream, error))
         except OSError as error:
             _log.warning("%s: an import failed: its client is gone: %s", ref, error.strerror)
@@ -126,22 +101,22 @@ class Imports:
         manifest = await _on_thread(partial(_read_manifest, lines), stream)
         digest = manifest.digest
         self._check(ref, digest, replace=replace)
-        needed = await self._blocking.run(self._claim, transfer, manifest)
+        needed = await self._node.blocking.run(self._claim, transfer, manifest)
         spaces: dict[str, DownloadSpace] = {}
         try:
             await self._reserve(transfer, needed, spaces)
             answer = {"need": list(needed)}
             await _on_thread(partial(send_document, stream, answer), stream)
-            count = partial(self._metrics.received, "import")
+            count = partial(self._node.metrics.received, "import")
             received = ReceivedBlobs(self._resources, transfer, needed, spaces, count)
             await _on_thread(partial(received.receive, lines), stream)
         finally:
-            await self._blocking.run(_give_back, spaces)
+            await self._node.blocking.run(_give_back, spaces)
         self._publisher.claims.add_existing(("import", transfer), needed)
         entry = self._check(ref, digest, replace=replace)  # both may have changed since
-        publication = await self._blocking.run(self._make_publication, ref, manifest, entry)
+        publication = await self._node.blocking.run(self._make_publication, ref, manifest, entry)
         await self._publisher.publish(publication, tuple)
-        self._metrics.fetched("import", time.monotonic() - began)
+        self._node.metrics.fetched("import", time.monotonic() - began)
         self._reconciler.adopt_import(ref)
         await self._show(ref)
         _log.info(
@@ -159,7 +134,7 @@ class Imports:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_STOPPING_S):
                 await self._reconciler.wait_until_stopped(ref)
-        await self._status_files.flushed()
+        await self._node.status_files.flushed()
 
     def _check(self, ref: ModelRef, digest: Digest, *, replace: bool) -> CatalogVersion | None:
         """Return the catalog's entry of the version, if any; raises `HoldfastError` where it forbids this content, or
@@ -172,7 +147,7 @@ class Imports:
                 str(digest),
                 "import the archive that the catalog pins, or correct its digest",
             )
-        held = self._inventory.models.get(ref)
+        held = self._node.inventory.models.get(ref)
         if held not in (None, digest) and not replace:
             raise Permanent(
                 "other_content",
@@ -186,7 +161,7 @@ class Imports:
         sizes, claimant, claims = manifest.blob_sizes(), ("import", transfer), self._publisher.claims
         claims.claim(claimant, sizes, [received_id(sha256, transfer) for sha256 in sizes])
         claims.wait_for_deletion()
-        missing = {sha256: size for sha256, size in sizes.items() if blobs.size(self._layout, sha256) != size}
+        missing = {sha256: size for sha256, size in sizes.items() if blobs.size(self._node.layout, sha256) != size}
         claims.add_existing(claimant, {sha256: sizes[sha256] for sha256 in sizes.keys() - missing.keys()})
         return missing
 
@@ -196,7 +171,7 @@ class Imports:
         Raises `NoSpace` or `Permanent` (`too_large`)."""
         while True:
             try:
-                return await self._blocking.run(self._try_reserve, transfer, needed, spaces)
+                return await self._node.blocking.run(self._try_reserve, transfer, needed, spaces)
             except NoSpace as error:
                 short = error
             if not await self._free_some(short):
@@ -204,13 +179,15 @@ class Imports:
 
     def _try_reserve(self, transfer: str, needed: Mapping[str, int], spaces: dict[str, DownloadSpace]) -> None:
         ids = {sha256: received_id(sha256, transfer) for sha256 in needed}
-        self._ledger.require_files(len(ids) + 1)
-        reservations = self._ledger.reserve({ids[sha256]: size for sha256, size in needed.items()})
+        self._node.ledger.require_files(len(ids) + 1)
+        reservations = self._node.ledger.reserve({ids[sha256]: size for sha256, size in needed.items()})
         spaces.update({sha256: self._make_space(reservations[id_]) for sha256, id_ in ids.items()})
 
     def _make_space(self, reservation: Reservation) -> DownloadSpace:
         is_small = reservation.size <= SMALL_BYTES
-        return DownloadSpace(self._ledger, reservation, None if is_small else self._layout.ingest / reservation.id)
+        return DownloadSpace(
+            self._node.ledger, reservation, None if is_small else self._node.layout.ingest / reservation.id
+        )
 
     async def _free_some(self, short: NoSpace) -> bool:
         """Delete unused blobs, else evict one version, if that leads to enough; return whether something was freed."""
@@ -219,7 +196,7 @@ class Imports:
         await self._reconciler.update_leases()
         victims = self._reconciler.list_evictable()
         most = sum(list_freed(victims, self._state.list_inventory()))
-        if self._ledger.compute_use().free + most < short.needed_bytes:
+        if self._node.ledger.compute_use().free + most < short.needed_bytes:
             return False
         for victim in victims:
             if await self._reconciler.evict(victim.ref, victim.digest, "import"):
@@ -253,7 +230,7 @@ class Imports:
             files={},
             verdict=Verdict(tuple(find_name_problems(names)), (), Trust.KNOWN),
         )
-        return Publication(ref, manifest, record, partial(judge_blobs, self._layout, want))
+        return Publication(ref, manifest, record, partial(judge_blobs, self._node.layout, want))
 
     async def _tell(self, stream: socket.socket, send: Callable[[], None]) -> None:
         try:

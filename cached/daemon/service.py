@@ -13,23 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Permanent, Transient
-from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State, StatusError, timestamp
 from cached.core.eviction import InventoryEntry, list_freed
-from cached.core.space import Ledger, SpaceUse
+from cached.core.space import SpaceUse
 from cached.core.versions.record import Pull
 from cached.daemon.catalog.catalog_file import CatalogFile
-from cached.daemon.metrics import DaemonMetrics, NodeFigures, VersionFigures
-from cached.daemon.node_state import NodeState
-from cached.daemon.reconciler import Reconciler
-from cached.fetch.version import VersionFetches
-from cached.fetch.workers import Workers
-from cached.node.cluster import Cluster
+from cached.daemon.fetching import Fetching
+from cached.daemon.metrics import NodeFigures, VersionFigures
+from cached.daemon.opening import OpenedNode
 from cached.node.integrity.recheck import Recheck
-from cached.node.inventory import Inventory, write_pins
-from cached.node.status_files import StatusFiles
-from cached.node.threads import Blocking
+from cached.node.inventory import write_pins
 
 if TYPE_CHECKING:  # loaded at its first request
     from cached.daemon.page.page import NodePage
@@ -43,46 +37,26 @@ Check = Callable[[], None]
 class DaemonService:
     """The answers of both listeners."""
 
-    def __init__(
-        self,
-        *,
-        layout: Layout,
-        inventory: Inventory,
-        status_files: StatusFiles,
-        ledger: Ledger,
-        blocking: Blocking,
-        cluster: Cluster,
-        metrics: DaemonMetrics,
-        state: NodeState,
-        reconciler: Reconciler,
-        fetches: VersionFetches,
-        workers: Workers,
-        catalog: CatalogFile,
-        recheck: Recheck,
-    ) -> None:
-        self._layout = layout
-        self._inventory = inventory
-        self._status_files = status_files
-        self._ledger = ledger
-        self._blocking = blocking
-        self._cluster = cluster
-        self._metrics = metrics
-        self._state = state
-        self._reconciler = reconciler
-        self._fetches = fetches
+    def __init__(self, node: OpenedNode, fetching: Fetching, catalog: CatalogFile, recheck: Recheck) -> None:
+        self._node = node
+        self._inventory = node.inventory
+        self._status_files = node.status_files
+        self._fetches = fetching.fetches
+        self._reconciler = fetching.reconciler
+        self._state = fetching.state
         self._catalog = catalog
         self._recheck = recheck
         self._stopping = False
         self._pinning = asyncio.Lock()  # two writes at once could end with the older list
         self._node_figures = NodeFigures(
-            inventory,
-            cluster,
-            workers,
-            state,
+            node.inventory,
+            node.cluster,
+            fetching.workers,
+            fetching.state,
             compute_use=lambda: self._use()[0],
             get_catalog=lambda: (catalog.in_force, catalog.is_unusable),
         )
-        self._version_figures = VersionFigures(inventory, status_files, cluster, state)
+        self._version_figures = VersionFigures(node.inventory, node.status_files, node.cluster, fetching.state)
 
     def mark_stopping(self) -> None:
         """Report that the daemon is not ready, because it stops."""
@@ -94,7 +68,7 @@ class DaemonService:
         """Return the page of `GET /metrics`."""
         self._state.mark_used()
         text = self._node_figures.render() + self._version_figures.render()
-        return self._metrics.render() + text.encode()
+        return self._node.metrics.render() + text.encode()
 
     def open_page(self, most_readers: int) -> NodePage:
         """Return the page for people, whose modules are imported here."""
@@ -104,11 +78,11 @@ class DaemonService:
         facts = NodeFacts(
             inventory=self._inventory,
             status_files=self._status_files,
-            ledger=self._ledger,
-            cluster=self._cluster,
+            ledger=self._node.ledger,
+            cluster=self._node.cluster,
             state=self._state,
             catalog=self._catalog,
-            registry=self._metrics.registry,
+            registry=self._node.metrics.registry,
             compute_use=self._use,
             find_not_ready_reason=self.find_not_ready_reason,
         )
@@ -120,7 +94,7 @@ class DaemonService:
             return "stopping"
         if self._catalog.not_ready_reason is not None:
             return self._catalog.not_ready_reason
-        if not self._cluster.synced:
+        if not self._node.cluster.synced:
             return "waiting for the first list of this node's pods"
         trouble = self._status_files.trouble_writing
         return None if trouble is None else f"the root cannot be written: {trouble}"
@@ -226,7 +200,7 @@ class DaemonService:
             want = self._state.find_want(entry.ref)
             because = list(want.reasons) if want is not None else ["wanted"] if wanted else []
             because += ["lease"] if entry.digest in self._inventory.leased else []
-            because += [] if self._cluster.synced else ["the pods are not known yet"]
+            because += [] if self._node.cluster.synced else ["the pods are not known yet"]
             because += [f"pinned by {each}" for each in self._state.list_keepers(entry.ref)]
             named = {"model": entry.ref.name, "version": entry.ref.version, "digest": str(entry.digest)}
             found.append({**named, "because": because or ["a pod that reads it"]})
@@ -268,15 +242,15 @@ class DaemonService:
             return self._state.is_kept(ref), was_pinned
 
     async def _write_pins(self, pins: set[ModelRef]) -> None:
-        await self._blocking.run(write_pins, self._layout, pins)
+        await self._node.blocking.run(write_pins, self._node.layout, pins)
         self._inventory.pins = pins
 
     def _use(self) -> tuple[SpaceUse, HoldfastError | None]:
         """Return the space accounts and the disk's error, if any; the last known account while the disk fails."""
         try:
-            return self._ledger.compute_use(), self._status_files.trouble_writing
+            return self._node.ledger.compute_use(), self._status_files.trouble_writing
         except HoldfastError as error:
-            return self._ledger.compute_use_without_disk(), error
+            return self._node.ledger.compute_use_without_disk(), error
 
     def find_disk_error(self) -> Transient | None:
         """Return the error while the root's disk does not answer; None while it does."""

@@ -9,9 +9,7 @@ import asyncio
 import contextlib
 import logging
 import os
-import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,34 +24,21 @@ from cached.daemon.catalog.catalog_file import CatalogFile
 from cached.daemon.catalog.freshness import PeriodicResolve
 from cached.daemon.cold_starts import ColdStarts
 from cached.daemon.config import Config
+from cached.daemon.fetching import Fetching, start_fetching
 from cached.daemon.imports import Imports
 from cached.daemon.node_state import NodeState
-from cached.daemon.opening import OpenedNode, Remains, adopt_statuses, open_node, open_root
-from cached.daemon.pool import PoolTls, open_pool, read_pool_tls
+from cached.daemon.opening import OpenedNode, open_node, open_root
 from cached.daemon.reconciler import Reconciler
 from cached.daemon.reports import ClusterReports, write_heartbeats
 from cached.daemon.service import DaemonService
-from cached.fetch.downloads import Downloads
-from cached.fetch.pool.node import PoolNode
-from cached.fetch.pool.published_chains import PublishedChains
 from cached.fetch.resolving.comparison import SourceComparer
-from cached.fetch.resolving.lister import SourceLister
-from cached.fetch.trace import NoFetchTrace
-from cached.fetch.version import VersionFetches
-from cached.fetch.workers import PEER_HTTP, Workers, WorkerSettings
 from cached.node.cluster import Cluster, NoCluster
 from cached.node.gc_pauses import collect_when_quiet
 from cached.node.inspection import Inspection
 from cached.node.integrity.doubts import Doubts
 from cached.node.integrity.recheck import Recheck
 from cached.node.integrity.scrub import Scrub, ScrubPace, ScrubParts
-from cached.node.publisher import Publisher
 from cached.node.recount import Marks, Recount
-from cached.sources.base import Source
-from cached.sources.registry import open_source
-from cached.transport.client import HttpClient
-from cached.transport.connection.settings import HttpSettings
-from cached.transport.connection.thread_call import call_in_thread
 
 if TYPE_CHECKING:  # gRPC is loaded with --csi only
     from cached.csi.driver import Driver, MountedVolumes
@@ -61,20 +46,6 @@ if TYPE_CHECKING:  # gRPC is loaded with --csi only
 _log = logging.getLogger("holdfast")
 
 _FIRST_LOOK_S = 2.0  # until the first look at the root, where nothing is planned before
-_LISTING_STALLS = 20  # stall timeouts for a listing of many pages: ten minutes at the default of 30 s
-
-
-@dataclass(frozen=True, slots=True)
-class _Fetching:
-    """What fetches and publishes versions: `state` is what is known of them, `reconciler` decides with it."""
-
-    client: HttpClient
-    workers: Workers
-    lister: SourceLister
-    fetches: VersionFetches
-    publisher: Publisher
-    state: NodeState
-    reconciler: Reconciler
 
 
 async def run_node(
@@ -94,16 +65,16 @@ async def run_node(
         volumes = await opened.blocking.run(_find_volumes, opened.layout, config, config.csi)
     cluster = _make_cluster(config) if volumes is None else volumes.join(_make_cluster(config))
     node, remains = await open_node(stack, config, opened, cluster, stop.is_set)
-    fetching = await _start_fetching(stack, node, config, remains, cold_starts)
+    fetching = await start_fetching(stack, node, config, remains, cold_starts)
     catalog = CatalogFile(config.catalog, fetching.reconciler.use_catalog)
     recheck = _make_recheck(node, fetching.reconciler)
-    service = _make_service(node, fetching, catalog, recheck)
+    service = DaemonService(node, fetching, catalog, recheck)
     deleted = asyncio.Event()
     node.disk_watch.follow(node.ledger, partial(_set_from_thread, loop, deleted), fetching.state.is_fetching)
     ending.set_handler(partial(loop.call_soon_threadsafe, stop.set))
     reads = make_read_api(service, page_readers=max_clients // 2 if config.page == "on" else 0)
-    imports, explanations = _make_imports(node, fetching, catalog), _make_explanations(node, config, fetching, service)
-    commands = ControlApi(service, imports, explanations).make_handler()
+    explanations = Explanations(config.node, node, fetching, service.find_not_ready_reason)
+    commands = ControlApi(service, Imports(node, fetching, catalog), explanations).make_handler()
     address, control = await stack.enter_async_context(
         open_listeners(config.listen, node.layout, node.blocking, reads, commands, max_clients)
     )
@@ -167,33 +138,7 @@ def _follow_cluster(reconciler: Reconciler, reports: ClusterReports) -> None:
     reports.report_soon()
 
 
-async def _start_fetching(
-    stack: contextlib.AsyncExitStack,
-    node: OpenedNode,
-    config: Config,
-    remains: Remains,
-    cold_starts: ColdStarts | None,
-) -> _Fetching:
-    """Start what fetches, join the pool, and take over what an earlier daemon left; `stack` ends and leaves them."""
-    tls = read_pool_tls(config.pool)
-    client, workers = _start_workers(stack, node, config, tls)
-    downloads = Downloads(node.layout, workers, node.ledger)
-    publisher = _make_publisher(node)
-    await publisher.discard(remains.damaged)
-    publisher.report_published()
-    joining = open_pool(config.pool, node.layout, lambda: node.cluster.labels, node.metrics.add_peers, tls)
-    pool = await _join_pool(stack, node, joining)
-    list_timeout_s = _LISTING_STALLS * config.stall_timeout_s
-    lister = SourceLister(partial(_open_source, client), node.metrics, list_timeout_s)
-    fetches = _make_fetches(node, client, lister, downloads, publisher, cold_starts, pool)
-    state = _make_state(node, fetches)
-    reconciler = _make_reconciler(node, config, state, downloads, fetches, publisher)
-    reconciler.resume(adopt_statuses(remains.statuses, node.status_files, node.inventory, remains.lost))
-    await node.status_files.flushed()  # none says `ready` any more of what is not here, before a client may ask
-    return _Fetching(client, workers, lister, fetches, publisher, state, reconciler)
-
-
-def _list_fetching_tasks(node: OpenedNode, config: Config, fetching: _Fetching) -> dict[str, Coroutine[Any, Any, None]]:
+def _list_fetching_tasks(node: OpenedNode, config: Config, fetching: Fetching) -> dict[str, Coroutine[Any, Any, None]]:
     tasks = {
         "reconciler": fetching.reconciler.run(),
         "retries": fetching.reconciler.run_retries(),
@@ -208,7 +153,7 @@ def _list_fetching_tasks(node: OpenedNode, config: Config, fetching: _Fetching) 
 
 
 def _list_upkeep_tasks(
-    node: OpenedNode, config: Config, fetching: _Fetching, recheck: Recheck, marks: Marks | None
+    node: OpenedNode, config: Config, fetching: Fetching, recheck: Recheck, marks: Marks | None
 ) -> dict[str, Coroutine[Any, Any, None]]:
     """Return the tasks that keep what is here right: compared with the disk, hashed again, and indexed."""
     inspection = _make_inspection(node, fetching, marks)
@@ -244,138 +189,7 @@ class _VolumePlanner:
         self.find_forbidden = state.find_forbidden
 
 
-def _start_workers(
-    stack: contextlib.AsyncExitStack, node: OpenedNode, config: Config, tls: PoolTls | None
-) -> tuple[HttpClient, Workers]:
-    """Return the HTTP client, and the threads that receive with it; `stack` ends both."""
-    timeouts = HttpSettings(header_timeout_s=config.stall_timeout_s, stall_window_s=config.stall_timeout_s)
-    client = stack.enter_context(contextlib.closing(HttpClient(timeouts, config.origin_proxy)))
-    per_origin, peer_http = config.connections_per_origin, tls.http if tls else PEER_HTTP
-    bounds = WorkerSettings(config.connections, per_origin, config.max_bandwidth, node.sealing, peer_http)
-    workers = Workers(node.layout, client, bounds, node.metrics, node.journal)
-    stack.push_async_callback(asyncio.to_thread, workers.stop)
-    return client, workers
-
-
-async def _join_pool(
-    stack: contextlib.AsyncExitStack, node: OpenedNode, joining: contextlib.AbstractContextManager[PoolNode | None]
-) -> PoolNode | None:
-    """Join the pool, if there is one; `stack` leaves it."""
-    pooled = contextlib.ExitStack()
-    stack.push_async_callback(asyncio.to_thread, pooled.close)
-    return await node.blocking.run(pooled.enter_context, joining)
-
-
-def _make_fetches(
-    node: OpenedNode,
-    client: HttpClient,
-    lister: SourceLister,
-    downloads: Downloads,
-    publisher: Publisher,
-    cold_starts: ColdStarts | None,
-    pool: PoolNode | None,
-) -> VersionFetches:
-    """Return the version fetches, in the pool where there is one."""
-    return VersionFetches(
-        layout=node.layout,
-        ledger=node.ledger,
-        downloads=downloads,
-        status_files=node.status_files,
-        publisher=publisher,
-        blocking=node.blocking,
-        metrics=node.metrics,
-        trace=cold_starts or NoFetchTrace(),
-        lister=lister,
-        pool=pool,
-        published=PublishedChains(client),
-    )
-
-
-def _make_publisher(node: OpenedNode) -> Publisher:
-    return Publisher(
-        layout=node.layout,
-        root=node.root,
-        inventory=node.inventory,
-        status_files=node.status_files,
-        ledger=node.ledger,
-        blocking=node.blocking,
-        cluster=node.cluster,
-        journal=node.journal,
-        ignoring_own=node.tree_watch.ignoring_own,
-    )
-
-
-def _make_state(node: OpenedNode, fetches: VersionFetches) -> NodeState:
-    return NodeState(
-        inventory=node.inventory,
-        status_files=node.status_files,
-        ledger=node.ledger,
-        fetches=fetches,
-        cluster=node.cluster,
-        clock=time.monotonic,
-    )
-
-
-def _make_reconciler(
-    node: OpenedNode,
-    config: Config,
-    state: NodeState,
-    downloads: Downloads,
-    fetches: VersionFetches,
-    publisher: Publisher,
-) -> Reconciler:
-    return Reconciler(
-        state=state,
-        status_files=node.status_files,
-        inventory=node.inventory,
-        ledger=node.ledger,
-        downloads=downloads,
-        fetches=fetches,
-        publisher=publisher,
-        metrics=node.metrics,
-        cluster=node.cluster,
-        loop=asyncio.get_running_loop(),
-        clock=time.monotonic,
-        high_watermark=config.high_watermark,
-        low_watermark=config.low_watermark,
-    )
-
-
-def _make_service(node: OpenedNode, fetching: _Fetching, catalog: CatalogFile, recheck: Recheck) -> DaemonService:
-    return DaemonService(
-        layout=node.layout,
-        inventory=node.inventory,
-        status_files=node.status_files,
-        ledger=node.ledger,
-        blocking=node.blocking,
-        cluster=node.cluster,
-        metrics=node.metrics,
-        state=fetching.state,
-        reconciler=fetching.reconciler,
-        fetches=fetching.fetches,
-        workers=fetching.workers,
-        catalog=catalog,
-        recheck=recheck,
-    )
-
-
-def _make_imports(node: OpenedNode, fetching: _Fetching, catalog: CatalogFile) -> Imports:
-    return Imports(
-        layout=node.layout,
-        inventory=node.inventory,
-        ledger=node.ledger,
-        publisher=fetching.publisher,
-        status_files=node.status_files,
-        blocking=node.blocking,
-        metrics=node.metrics,
-        state=fetching.state,
-        reconciler=fetching.reconciler,
-        resources=fetching.workers,
-        catalog=catalog,
-    )
-
-
-def _make_inspection(node: OpenedNode, fetching: _Fetching, marks: Marks | None) -> Inspection:
+def _make_inspection(node: OpenedNode, fetching: Fetching, marks: Marks | None) -> Inspection:
     """Return the comparison of inventory and disk; what it finds lost is fetched again."""
     return Inspection(
         layout=node.layout,
@@ -412,7 +226,7 @@ def _make_doubts(node: OpenedNode, recheck: Recheck, inspection: Inspection) -> 
     )
 
 
-def _make_scrub(node: OpenedNode, config: Config, fetching: _Fetching, recheck: Recheck) -> Scrub:
+def _make_scrub(node: OpenedNode, config: Config, fetching: Fetching, recheck: Recheck) -> Scrub:
     parts = ScrubParts(
         layout=node.layout,
         inventory=node.inventory,
@@ -424,23 +238,6 @@ def _make_scrub(node: OpenedNode, config: Config, fetching: _Fetching, recheck: 
         count_bad=partial(node.metrics.verify_failed, "scrub"),
     )
     return Scrub(parts, ScrubPace(config.scrub_rate, config.scrub_period_s, config.node))
-
-
-def _make_explanations(node: OpenedNode, config: Config, fetching: _Fetching, service: DaemonService) -> Explanations:
-    return Explanations(
-        node=config.node,
-        inventory=node.inventory,
-        status_files=node.status_files,
-        cluster=node.cluster,
-        state=fetching.state,
-        reconciler=fetching.reconciler,
-        find_not_ready_reason=service.find_not_ready_reason,
-        open_source=partial(_open_source, fetching.client),
-    )
-
-
-async def _open_source(client: HttpClient, uri: str) -> Source:
-    return await call_in_thread(lambda _cancellation: open_source(uri, client))
 
 
 def _make_driver(

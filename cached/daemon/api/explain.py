@@ -18,48 +18,36 @@ from cached.contract.status import StatusError, timestamp
 from cached.core.catalog import Catalog
 from cached.core.demand import Want, find_forbidden, prefetched_versions, unknown_model
 from cached.core.versions.record import Blocked, Failed, Paused, Queued, Version
-from cached.daemon.node_state import NodeState
-from cached.daemon.reconciler import Reconciler
-from cached.fetch.resolving.lister import OpenSource
+from cached.daemon.fetching import Fetching
+from cached.daemon.opening import OpenedNode
 from cached.node.cluster import AnnotatedPod, Cluster
-from cached.node.inventory import Inventory
-from cached.node.status_files import StatusFiles
 
 _SHOWN = 10
 _OPENING_S = 5.0  # an import takes half a second; a plugin may block for ever
 
 
 class Explanations:
-    """Answers `POST /v1/explain`. `find_not_ready_reason`: why the daemon is not ready, None when it is. `open_source`
-    opens the source of a URI, which is not contacted: it knows how it is shown without credentials."""
+    """Answers `POST /v1/explain` on the node `name`. `find_not_ready_reason`: why the daemon is not ready, None when it
+    is."""
 
     def __init__(
-        self,
-        *,
-        node: str,
-        inventory: Inventory,
-        status_files: StatusFiles,
-        cluster: Cluster,
-        state: NodeState,
-        reconciler: Reconciler,
-        find_not_ready_reason: Callable[[], str | None],
-        open_source: OpenSource,
+        self, name: str, node: OpenedNode, fetching: Fetching, find_not_ready_reason: Callable[[], str | None]
     ) -> None:
-        self._node = node
-        self._inventory = inventory
-        self._status_files = status_files
-        self._cluster = cluster
-        self._state = state
-        self._reconciler = reconciler
+        self._name = name
+        self._inventory = node.inventory
+        self._status_files = node.status_files
+        self._cluster = node.cluster
+        self._state = fetching.state
+        self._reconciler = fetching.reconciler
+        self._open_source = fetching.open_source
         self._find_not_ready_reason = find_not_ready_reason
-        self._open_source = open_source
 
     async def explain_pod(self, name: str) -> dict[str, Any]:
         """Return the facts about a pod, `namespace/name` or a name that only one pod has, and about its versions.
         Raises `Permanent` (`unknown_pod`)."""
         pod = self._find_pod(name)
         return {
-            "node": self._node,
+            "node": self._name,
             "pod": {
                 "pod": pod.pod,
                 "uid": pod.uid,
@@ -86,7 +74,7 @@ class Explanations:
         unlisted = "" if self._cluster.synced else " (the list of its pods has not come yet)"
         raise Permanent(
             "unknown_pod",
-            f"no pod {name} that asks for weights is bound to this node, {self._node}{unlisted}; these are: "
+            f"no pod {name} that asks for weights is bound to this node, {self._name}{unlisted}; these are: "
             f"{others or 'none'}",
             "`kubectl get pod NAME -o wide` tells its node (none: it is not scheduled yet), `-o yaml` its annotations "
             "holdfast.dev/…; ask the daemon of that node",
@@ -94,7 +82,7 @@ class Explanations:
 
     async def explain_version(self, ref: ModelRef) -> dict[str, Any]:
         """Return the facts about a version, in the shape of those about a pod."""
-        return {"node": self._node, "pod": None, "versions": [await self.explain(ref)]}
+        return {"node": self._name, "pod": None, "versions": [await self.explain(ref)]}
 
     async def explain(self, ref: ModelRef) -> dict[str, Any]:
         """Return the facts about a version."""
@@ -110,7 +98,7 @@ class Explanations:
         return {
             "model": ref.name,
             "version": ref.version,
-            "daemon": {"running": True, "node": self._node, "not_ready": self._find_not_ready_reason()},
+            "daemon": {"running": True, "node": self._name, "not_ready": self._find_not_ready_reason()},
             "status": None if status is None else status.document(),
             "digest": None if held is None else str(held),
             "bytes": None if held is None else self._inventory.size(ref),
