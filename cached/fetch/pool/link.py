@@ -12,7 +12,7 @@ import logging
 import ssl
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Transient
@@ -28,7 +28,6 @@ from cached.peers.members import Leads, parse_address, trackers_of
 from cached.peers.messages import (
     MAX_BODY_BYTES,
     Announce,
-    BadMessage,
     Reply,
     decode_announce,
     decode_holders,
@@ -43,6 +42,7 @@ from cached.transport.target import HttpTarget
 
 _log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 _OK, _UNAUTHORIZED = 200, 401
 _REMEMBERED = 256  # versions
 _MOST_BUNDLE = MAX_BUNDLE_BYTES + MAX_BUNDLED * RECORD_BYTES
@@ -103,34 +103,21 @@ class HttpPoolLink:
         return found
 
     def _announce_to(self, tracker: str, message: Announce) -> Reply | None:
-        answer = self._post(tracker, f"/v1/announces/{self._own_port}", encode_announce(message))
-        if answer is None or answer.status != _OK:
-            return None
-        try:
-            return decode_reply(answer.body, message.pieces)
-        except BadMessage:
-            return None
+        path = f"/v1/announces/{self._own_port}"
+        return self._post(tracker, path, encode_announce(message), lambda body: decode_reply(body, message.pieces))
 
     def ask_for_seed(self, peer: str, message: Announce) -> Announce | None:
         """Return what a node has of a version, which it announces from now on; None if it has nothing of it."""
-        answer = self._post(peer, "/v1/seeds", encode_announce(message))
-        if answer is None or answer.status != _OK:
-            return None
-        try:
-            found = decode_announce(answer.body)
-        except BadMessage:
-            return None
-        return found if found.version == message.version else None
+        found = self._post(peer, "/v1/seeds", encode_announce(message), decode_announce)
+        return found if found is not None and found.version == message.version else None
 
     def poll(self, peer: str, version: str, pieces: int) -> tuple[int, Load] | None:
         """Return what a peer has of a version, and its load; None if it does not answer."""
-        answer = self._get(peer, f"/v1/versions/{version}/pieces", MAX_BODY_BYTES)
-        if answer is None or answer.status != _OK:
-            return None
-        try:
+
+        def decode(answer: Response) -> tuple[int, Load]:
             return bits.decode(answer.body, pieces), parse_load(answer.headers.get("Holdfast-Load", ""))
-        except ValueError:
-            return None
+
+        return self._get(peer, f"/v1/versions/{version}/pieces", MAX_BODY_BYTES, decode)
 
     def list_trackers(self, version: str) -> tuple[str, ...]:
         """Return the trackers of a version, the first to be asked first."""
@@ -138,29 +125,24 @@ class HttpPoolLink:
 
     def read_chain(self, peer: str, version: str) -> bytes | None:
         """Return what a node says are the chaining values of a version; None if it does not say."""
-        answer = self._get(peer, f"/v1/versions/{version}/chain", MAX_PIECES * STATE_BYTES)
-        return None if answer is None or answer.status != _OK else answer.body
+        return self._get(peer, f"/v1/versions/{version}/chain", MAX_PIECES * STATE_BYTES, _body_of)
 
     def want_digests(self, peer: str, version: str) -> None:
         """Ask a node to tell the sha256 of a version's pieces."""
-        self._get(peer, f"/v1/versions/{version}/digests", MAX_BODY_BYTES)
+        self._get(peer, f"/v1/versions/{version}/digests", MAX_BODY_BYTES, _body_of)
 
     def find_holders(self, digest: Digest) -> tuple[str, ...] | None:
         """Ask the trackers of a manifest who has its snapshot, in their order; None if none of them answers."""
         for tracker in trackers_of(digest.hex, self._members.list_all()):
-            answer = self._get(tracker, f"/v1/holders/sha256/{digest.hex}", MAX_BODY_BYTES)
-            if answer is None or answer.status != _OK:
-                continue
-            try:
-                return decode_holders(answer.body)
-            except BadMessage:
-                continue
+            path = f"/v1/holders/sha256/{digest.hex}"
+            found = self._get(tracker, path, MAX_BODY_BYTES, lambda answer: decode_holders(answer.body))
+            if found is not None:
+                return found
         return None
 
     def has_snapshot(self, peer: str, digest: Digest) -> bool:
         """Return whether a node says that it has the snapshot of a manifest."""
-        answer = self._get(peer, f"/v1/snapshots/sha256/{digest.hex}", MAX_BODY_BYTES)
-        return answer is not None and answer.status == _OK
+        return self._get(peer, f"/v1/snapshots/sha256/{digest.hex}", MAX_BODY_BYTES, _body_of) is not None
 
     def read_manifest(self, peer: str, digest: Digest, cancellation: Cancellation) -> Response:
         """Return what a node answers to the question for a manifest. Raises as `HttpClient.fetch` does, for one of more
@@ -202,24 +184,31 @@ class HttpPoolLink:
         path = f"/v1/blobs/sha256/{piece.sha256}" + (f"?pieces={version}" if version else "")
         return self._target(peer, "GET", path, f"bytes={piece.start}-{piece.end - 1}")
 
-    def _get(self, peer: str, path: str, limit_bytes: int) -> Response | None:
-        try:
-            answer = self._client.fetch_any_status(self._target(peer, "GET", path), limit_bytes, self._cancellation)
-        except (HoldfastError, Cancelled, ValueError) as error:
-            self._note_failure(peer, error)
-            return None
-        self._note_answer(peer, answer)
-        return answer
+    def _get(self, peer: str, path: str, limit_bytes: int, decode: Callable[[Response], T]) -> T | None:
+        def send() -> Response:
+            return self._client.fetch_any_status(self._target(peer, "GET", path), limit_bytes, self._cancellation)
 
-    def _post(self, peer: str, path: str, body: bytes) -> Response | None:
-        try:
+        return self._ask(peer, send, decode)
+
+    def _post(self, peer: str, path: str, body: bytes, decode: Callable[[bytes], T]) -> T | None:
+        def send() -> Response:
             target = self._target(peer, "POST", path, "", digest_content(body))
-            answer = self._client.post_any_status(target, body, MAX_BODY_BYTES, self._cancellation)
+            return self._client.post_any_status(target, body, MAX_BODY_BYTES, self._cancellation)
+
+        return self._ask(peer, send, lambda answer: decode(answer.body))
+
+    def _ask(self, peer: str, send: Callable[[], Response], decode: Callable[[Response], T]) -> T | None:
+        """Return what `decode` makes of a peer's answer; None for an error, a refusal, and a ValueError of it."""
+        try:
+            answer = send()
         except (HoldfastError, Cancelled, ValueError) as error:
             self._note_failure(peer, error)
             return None
         self._note_answer(peer, answer)
-        return answer
+        try:
+            return decode(answer) if answer.status == _OK else None
+        except ValueError:
+            return None
 
     def _note_answer(self, peer: str, answer: Response) -> None:
         """Note that a peer answers; log once where it takes this node for a stranger: that needs a person."""
@@ -248,3 +237,7 @@ class HttpPoolLink:
         if digest:
             headers.append(("Content-Digest", digest))
         return HttpTarget(f"{self._scheme}://{peer}{path}", headers=tuple(headers))
+
+
+def _body_of(answer: Response) -> bytes:
+    return answer.body

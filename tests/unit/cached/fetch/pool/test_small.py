@@ -120,5 +120,5 @@ def test_a_request_is_bounded(tmp_path: Path) -> None:
     with open_pools(tmp_path, 1) as pools:
         member = pools.add()
         for body in (b"x", encode_wanted(["a" * 64]) * (bundles.MAX_BUNDLED + 1)):
-            member.link._post(member.address, "/v1/blobs", body)
+            member.link._post(member.address, "/v1/blobs", body, bytes)
         assert member.served.refusals == [400, 400]
