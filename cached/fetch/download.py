@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from functools import partial
 from typing import Protocol
 
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
@@ -21,8 +20,7 @@ from cached.contract.program import limits
 from cached.core.retries import MAX_BAD_RESPONSES, blob_pause_s, hopeless
 from cached.fetch.attempt import Attempt, AttemptResources
 from cached.fetch.blob import BlobSpec, NoRanges, Segment, Verified
-from cached.fetch.busy_workers import AtWork
-from cached.fetch.origin import AnyBody, Origin
+from cached.fetch.origin import AnyBody, FailureMetrics, Origin, OriginWorkers
 from cached.fetch.small_attempt import SmallAttempt, is_small
 from cached.fetch.supply import Assignment, OriginSupply, PeerPiece, Receipt, Supply, SupplyMaker
 from cached.store.disk.durable import disk_error
@@ -40,12 +38,10 @@ _PROXY = "dragonfly"  # of those that the origin proxy sends
 _ENDS_DOWNLOAD = frozenset({"source_changed", "no_space", "not_writable", "disk"})
 
 
-class DownloadMetrics(Protocol):
-    """The metrics of downloads. `kind` is the source's metric label."""
+class DownloadMetrics(FailureMetrics, Protocol):
+    """The metrics of downloads."""
 
     def received(self, kind: str, size: int) -> None: ...
-
-    def fetch_failed(self, kind: str, code: str) -> None: ...
 
     def fetched(self, kind: str, seconds: float) -> None: ...
 
@@ -59,13 +55,11 @@ class Space(Protocol):
         """Reserve `size` bytes in all; raises `Transient` (`no_space`) or `Permanent`."""
 
 
-class DownloadWorkers(AttemptResources, Protocol):
+class DownloadWorkers(AttemptResources, OriginWorkers, Protocol):
     """The workers, as a download uses them."""
 
-    client: HttpClient
     peer_client: HttpClient
     limit: BandwidthLimit
-    at_work: AtWork
     metrics: DownloadMetrics
 
     def outranked(self, download: Download) -> bool:
@@ -106,8 +100,7 @@ class Download:
         self.placed: Verified | None = None  # as in `Attempt`, once there is a result
         self.left_bytes: int | None = None  # as in `Attempt`; None if no attempt opened the partial blob
         self._workers = workers
-        self._count_failed = partial(workers.metrics.fetch_failed, spec.kind)
-        self._origin = Origin(spec, locate, workers.client, workers.at_work, self._count_failed)
+        self._origin = Origin(spec, locate, workers)
         self._lock = threading.Lock()
         self._attempt: AnyAttempt | None = None
         self._stream = not spec.is_bound
@@ -443,7 +436,7 @@ class Download:
                 self._failures = self._bad_responses = 0
 
     def _retry_or_fail(self, attempt: AnyAttempt, error: HoldfastError) -> None:
-        self._count_failed(error.code)
+        self._workers.metrics.fetch_failed(self.spec.kind, error.code)
         with self._lock:
             self.last_error = error
             now = time.monotonic()
@@ -500,7 +493,7 @@ class Download:
             self._supply.distrust()
         elif isinstance(error, HoldfastError) and error.code == "digest_mismatch":
             self._workers.metrics.verify_failed("fetch")
-            self._count_failed(error.code)
+            self._workers.metrics.fetch_failed(self.spec.kind, error.code)
             self.last_error = error
         if self._cancelled:
             self._settle(Cancelled())
@@ -512,7 +505,7 @@ class Download:
     def _finish_with(self, error: HoldfastError) -> None:
         """Fail without an attempt, after measuring the partial blob on this thread."""
         self.left_bytes = allocated_bytes(self._workers.layout.ingest / self.spec.key.id)
-        self._count_failed(error.code)
+        self._workers.metrics.fetch_failed(self.spec.kind, error.code)
         self._settle(error)
 
     def _settle(self, outcome: Verified | BaseException) -> None:

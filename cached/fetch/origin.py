@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Protocol
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.fetch.blob import BlobSpec, NoRanges, Segment
@@ -27,22 +28,28 @@ _ONE_READ_BYTES = 64 * 1024  # a server reads at least so much of a file at once
 AnyBody = LocalBody | StreamBody | Body
 
 
-class Origin:
-    """The origin of the blob `spec`, at the addresses that `locate` returns. `count_failed` counts an error by its
-    code."""
+class FailureMetrics(Protocol):
+    """The count of errors. `kind` is the source's metric label."""
 
-    def __init__(
-        self,
-        spec: BlobSpec,
-        locate: Callable[[Cancellation], Target],
-        client: HttpClient,
-        at_work: AtWork,
-        count_failed: Callable[[str], None],
-    ) -> None:
+    def fetch_failed(self, kind: str, code: str) -> None: ...
+
+
+class OriginWorkers(Protocol):
+    """The workers, as they ask an origin."""
+
+    client: HttpClient
+    at_work: AtWork
+
+    @property
+    def metrics(self) -> FailureMetrics: ...
+
+
+class Origin:
+    """The origin of the blob `spec`, at the addresses that `locate` returns."""
+
+    def __init__(self, spec: BlobSpec, locate: Callable[[Cancellation], Target], workers: OriginWorkers) -> None:
         self._spec = spec
-        self._client = client
-        self._at_work = at_work
-        self._count_failed = count_failed
+        self._workers = workers
         self._addresses = Addresses(locate, time.monotonic)
 
     def drop_address(self) -> None:
@@ -53,7 +60,7 @@ class Origin:
         """Request a segment, or with `streaming` the whole object. Raises `NoRanges` where the origin has it as a
         stream only, or may have sent another object's range; else as `HttpClient.get`."""
         length = None if streaming else segment.length
-        self._at_work.begin_wait()
+        self._workers.at_work.begin_wait()
         try:
             target = self._addresses.current(cancellation)
             if isinstance(target, LocalTarget):
@@ -64,7 +71,7 @@ class Origin:
                 return StreamBody(target, cancellation)
             target, body = self._request_renewed(target, segment.start, length, cancellation)
         finally:
-            self._at_work.end_wait()
+            self._workers.at_work.end_wait()
         self._addresses.mark_accepted(target)
         if not streaming and not self._is_proven(target, body):
             body.close()
@@ -83,7 +90,7 @@ class Origin:
                 if not self._addresses.mark_refused(target, error.code):
                     raise
                 refusal = error
-            self._count_failed(refusal.code)
+            self._workers.metrics.fetch_failed(self._spec.kind, refusal.code)
             following = self._addresses.current(cancellation)
             if not isinstance(following, HttpTarget):
                 break
@@ -94,12 +101,12 @@ class Origin:
         """Return the body, also from the origin proxy if the sha256 is known; a proxy that has an object of another
         length is not believed."""
         content, size = self._spec.sha256, self._spec.key.size
-        body = self._client.get(target, offset, length, cancellation, content)
+        body = self._workers.client.get(target, offset, length, cancellation, content)
         if content is None or not body.is_proxied or size is None or body.total in (None, size):
             return body
         body.close()
-        self._client.distrust(content, self._spec.name)
-        return self._client.get(target, offset, length, cancellation, content)
+        self._workers.client.distrust(content, self._spec.name)
+        return self._workers.client.get(target, offset, length, cancellation, content)
 
     def find_end(self, segment: Segment, body: AnyBody, *, streaming: bool) -> int | None:
         """Return the offset of the body's end, None if unknown; raises `Transient` if the object's size has changed."""
@@ -125,7 +132,7 @@ class Origin:
         if not isinstance(target, HttpTarget) or target.part is not None or not target.answers_head:
             return
         try:
-            head = self._client.head(target, cancellation)
+            head = self._workers.client.head(target, cancellation)
         except Permanent as error:
             raise source_changed(self._spec.name, f"after it was read: {error.message}") from error
         if head.size not in (None, received):
