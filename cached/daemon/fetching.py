@@ -18,6 +18,7 @@ from cached.daemon.opening import OpenedNode, Remains, adopt_statuses
 from cached.daemon.pool import PoolTls, open_pool, read_pool_tls
 from cached.daemon.reconciler import Reconciler
 from cached.fetch.downloads import Downloads
+from cached.fetch.peers import Peers
 from cached.fetch.pool.node import PoolNode
 from cached.fetch.pool.published_chains import PublishedChains
 from cached.fetch.resolving.lister import OpenSource, SourceLister
@@ -76,8 +77,7 @@ async def start_fetching(
         metrics=node.metrics,
         trace=cold_starts or NoFetchTrace(),
         lister=lister,
-        pool=pool,
-        published=PublishedChains(client),
+        peers=Peers(pool, PublishedChains(client), partial(node.metrics.verify_failed, "peer")),
     )
     state = NodeState(
         inventory=node.inventory,

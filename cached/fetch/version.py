@@ -30,9 +30,8 @@ from cached.core.space import FetchSpace, Ledger, NoSpace
 from cached.fetch.blob import BlobSpec, Verified
 from cached.fetch.download import Download, DownloadMetrics
 from cached.fetch.downloads import Downloads, DownloadSpace
+from cached.fetch.peers import Peers
 from cached.fetch.pool.held_version import Holders, VersionAtPeers
-from cached.fetch.pool.node import PoolNode
-from cached.fetch.pool.published_chains import PublishedChains
 from cached.fetch.pool.version import VersionPool
 from cached.fetch.resolving.lister import ListingMetrics, SourceLister
 from cached.fetch.resolving.locator import Locator
@@ -61,30 +60,24 @@ from cached.fetch.resolving.wanted_files import (
 )
 from cached.fetch.sharing import share_files
 from cached.fetch.small_attempt import is_small
-from cached.fetch.supply import SupplyMaker
 from cached.fetch.trace import FetchTrace, record_downloads, recorded
 from cached.node.publisher import Publisher
 from cached.node.status_files import FetchProgress, StatusFiles
 from cached.node.threads import Blocking
-from cached.peers import chaining
-from cached.peers.pieces import PIECE_BYTES
 from cached.sources.base import Source
 from cached.store import blobs, fetch_records
 from cached.store.disk.durable import disk_error
 from cached.store.fetch_records import FetchRecord, ManifestFrom
 from cached.store.publication import Publication
 from cached.transport.connection.cancel import Cancellation, Cancelled
-from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.target import LocalTarget, StreamTarget, Target
 
 _log = logging.getLogger(__name__)
 
-_PoolQuestion = Callable[[PoolNode, Digest, Callable[[], None], Cancellation], VersionAtPeers | None]
 P = ParamSpec("P")
 T = TypeVar("T")
 
 _PROGRESS_S = 1.0
-_POOL_S = 20.0  # to read a manifest from other nodes: the largest has 16 MiB
 _FEW_FILES = 64
 _AT_A_TIME = 256  # downloads started, or left, in one turn of the event loop
 _NEWEST = 0.3  # the weight of the newest second in the displayed rate
@@ -166,11 +159,9 @@ class VersionFetches:
         metrics: FetchMetrics,
         trace: FetchTrace,
         lister: SourceLister,
-        pool: PoolNode | None = None,
-        published: PublishedChains | None = None,
+        peers: Peers,
     ) -> None:
-        self._pool = pool
-        self._published = published
+        self._peers = peers
         self._layout = layout
         self._ledger = ledger
         self._downloads = downloads
@@ -234,7 +225,7 @@ class VersionFetches:
             with recorded(self._trace, want.ref, "resolve", source.display):
                 resolved = await self._resolve(fetch)
             fetch, listing, wanted = resolved.fetch, resolved.listing, resolved.wanted
-            if self._pool is not None:
+            if self._peers.is_pooled:
                 digest = await self._compute(len(wanted), compute_promised_digest, wanted)
                 fetch = replace(fetch, digest=digest, chains=listing.chains)
             verified = await self._fetch_blobs(fetch, wanted)
@@ -273,16 +264,16 @@ class VersionFetches:
     async def _resolve(self, fetch: _VersionFetch) -> _Resolved:
         """Return what the version consists of; raises `PinMismatch` if the promised digests of its source already
         differ from the pin, and as `Source.resolve`."""
-        source, pin = fetch.source, fetch.want.pin
+        source = fetch.source
         try:
             # Local files that are shared cost nothing: no node is asked first.
-            held = None if pin is None or fetch.want.link else await self._ask_pool(fetch, pin, PoolNode.find_version)
+            held = None if fetch.want.link else await self._peers.find_version(fetch.want)
             if held is not None:
                 return await self._resolve_held(fetch, held)
             try:
                 listing = await self._lister.list(source)
             except Transient:
-                held = None if pin is None else await self._ask_pool(fetch, pin, PoolNode.search_version)
+                held = await self._peers.search_version(fetch.want)
                 if held is None:
                     raise
                 return await self._resolve_held(fetch, held)
@@ -298,19 +289,6 @@ class VersionFetches:
         except HoldfastError as error:
             self._metrics.fetch_failed(source.kind, error.code)
             raise
-
-    async def _ask_pool(self, fetch: _VersionFetch, pin: Digest, ask: _PoolQuestion) -> VersionAtPeers | None:
-        """Ask the other nodes for the version that the pin names; None where there are none, or none has it."""
-        pool = self._pool
-        if pool is None:
-            return None
-        count_wrong = partial(self._metrics.verify_failed, "peer")
-        try:
-            async with asyncio.timeout(_POOL_S):
-                return await call_in_thread(lambda cancellation: ask(pool, pin, count_wrong, cancellation))
-        except TimeoutError:
-            _log.warning("%s: no manifest from other nodes within %.0f s", fetch.want.ref, _POOL_S)
-            return None
 
     async def _resolve_held(self, fetch: _VersionFetch, held: VersionAtPeers) -> _Resolved:
         """Return what a version consists of whose manifest another node sent. Its source is listed only if a file is to
@@ -364,20 +342,22 @@ class VersionFetches:
             sizes |= {each.spec.key.id: each.spec.key.size or 0 for each in missing}
             self._ledger.require_capacity(sum(sizes.values()))
         self._status_files.set_progress(ref, State.FETCHING, FetchProgress(total, here))
-        pool = await self._compute(len(wanted), self._join_pool, wanted, known, fetch.holders) if missing else None
+        pool = await self._compute(len(wanted), self._peers.join, wanted, known, fetch.holders) if missing else None
         awaited = self._running[ref] = []
         failure: str | None = None
         try:
-            if pool is not None:
-                await self._take_published(fetch, pool, missing)
-            together = self._choose_bundled(fetch, missing)
+            if pool is not None and fetch.chains is not None:
+                await self._peers.take_published(ref, fetch.source, fetch.chains, pool, missing)
+            is_known = fetch.digest is not None or fetch.holders is not None
+            together = self._peers.choose_bundled(missing) if is_known and not fetch.want.link else []
             names = {each.spec.name for each in together}
             alone = [each for each in missing if each.spec.name not in names]
             await self._start(fetch, alone, awaited, pool, {})  # its shortage excludes the bytes on the disk
             if sized:  # else it may still run out of space
                 fetch.got_space(sum(each.spec.key.size or 0 for each in missing), len(missing))
             if together:
-                await self._start(fetch, together, awaited, pool, await self._receive_small(fetch, together))
+                received = await self._peers.receive_small(ref, together, fetch.holders, fetch.digest)
+                await self._start(fetch, together, awaited, pool, received)
             try:
                 await self._wait(ref, awaited, here, total)
             except NoSpace as error:
@@ -426,25 +406,6 @@ class VersionFetches:
         needed = error.needed_bytes + sum({key.id: key.size or 0 for key in failed}.values())
         return NoSpace(needed, min(needed, sum(self.compute_space(ref).left.values())), self._ledger.compute_use())
 
-    def _join_pool(
-        self, wanted: Sequence[WantedFile], known: Mapping[str, Verified], holders: Holders | None
-    ) -> VersionPool | None:
-        """Fetch the large blobs of known sha256 with the other nodes, if there are any."""
-        sizes = {
-            each.spec.sha256: each.spec.key.size
-            for each in wanted
-            if each.spec.sha256 is not None and each.spec.key.size is not None and not is_small(each.spec)
-        }
-        if self._pool is None or not sizes:
-            return None
-        return self._pool.join(sizes, sizes.keys() & {verified.sha256 for verified in known.values()}, holders)
-
-    async def _take_published(self, fetch: _VersionFetch, pool: VersionPool, missing: Sequence[WantedFile]) -> None:
-        """Have the pieces of missing blobs checked by the chaining values at the source, if they are there."""
-        is_cut = any((each.spec.key.size or 0) > PIECE_BYTES for each in missing)
-        if self._published is not None and fetch.chains is not None and is_cut and chaining.is_available():
-            pool.take_published(await self._published.read(fetch.want.ref, fetch.source, fetch.chains))
-
     async def _start(
         self,
         fetch: _VersionFetch,
@@ -475,7 +436,7 @@ class VersionFetches:
                     spec = files[0].spec
                     if (content := received.get(spec.sha256 or "")) is not None:
                         spec, locate = _of_peer(spec), partial(_locate_content, content)
-                    supply = None if content is not None else self._make_supply(spec, pool, fetch.holders)
+                    supply = None if content is not None else self._peers.make_supply(spec, pool, fetch.holders)
                     started = self._downloads.start(spec, locate, allotments.pop(id_), ref, fetch.urgency(), supply)
                     if pool is not None and spec.sha256 is not None:
                         started[1].add_done_callback(partial(_mark_committed, pool, spec.sha256))
@@ -486,42 +447,6 @@ class VersionFetches:
             finally:
                 for allotment in allotments.values():
                     allotment.give_back()
-
-    def _make_supply(self, spec: BlobSpec, pool: VersionPool | None, holders: Holders | None) -> SupplyMaker | None:
-        """Return what makes the supply of a blob; None for its origin alone."""
-        supply = None if pool is None else pool.make_supply_of(spec.sha256)
-        if supply is None and holders is not None:
-            supply = holders.make_supply_of(spec)
-        if supply is None and self._pool is not None and spec.sha256 is not None and not is_small(spec):
-            supply = self._pool.make_lone_supply(spec.sha256)
-        return supply
-
-    def _choose_bundled(self, fetch: _VersionFetch, missing: Sequence[WantedFile]) -> list[WantedFile]:
-        """Return the small files that other nodes are asked for together: a request for each would cost more than its
-        bytes."""
-        is_known = fetch.digest is not None or fetch.holders is not None
-        if self._pool is None or not is_known or fetch.want.link:
-            return []
-        found = [each for each in missing if each.spec.sha256 and each.spec.key.size and is_small(each.spec)]
-        return found if len(found) > 1 else []
-
-    async def _receive_small(self, fetch: _VersionFetch, wanted: Sequence[WantedFile]) -> Mapping[str, bytes]:
-        """Return those of these small files that nodes with the version sent, by sha256."""
-        pool, digest = self._pool, fetch.digest
-        sizes = {each.spec.sha256: each.spec.key.size for each in wanted if each.spec.sha256 and each.spec.key.size}
-        count_wrong = partial(self._metrics.verify_failed, "peer")
-
-        def receive(cancellation: Cancellation) -> Mapping[str, bytes]:
-            assert pool is not None
-            holders = fetch.holders or (None if digest is None else pool.ask_holders(digest))
-            return {} if holders is None else pool.receive_small(holders, sizes, count_wrong, cancellation)
-
-        try:
-            async with asyncio.timeout(_POOL_S):
-                return await call_in_thread(receive)
-        except (TimeoutError, HoldfastError) as error:
-            _log.warning("%s: small files come from the source: %s", fetch.want.ref, error or "other nodes are slow")
-            return {}
 
     async def _share_files(self, source: Source, wanted: Sequence[WantedFile]) -> None:
         """Share the bytes of the local files among `wanted`, whose space is reserved, before their downloads start."""

@@ -38,6 +38,8 @@ from cached.fetch import downloads
 from cached.fetch.blob import Verified
 from cached.fetch.download import Download
 from cached.fetch.downloads import Downloads, DownloadSpace
+from cached.fetch.peers import Peers
+from cached.fetch.pool.published_chains import PublishedChains
 from cached.fetch.resolving.lister import SourceLister
 from cached.fetch.trace import NoFetchTrace
 from cached.fetch.version import VersionFetches
@@ -51,6 +53,8 @@ from cached.sources.base import Source, identity_of
 from cached.store import blobs, deletion, ingest, recovery
 from cached.store.digest_journal import DigestJournal
 from cached.store.disk.root import Root
+from cached.transport.client import HttpClient
+from cached.transport.connection.settings import HttpSettings
 from cached.transport.target import Target
 
 P = ParamSpec("P")
@@ -424,6 +428,7 @@ class Node:
             blocking=pool,
             metrics=metrics,
             lister=SourceLister(lambda uri: pool.run(self.origin.open, uri), metrics, 600.0),
+            peers=Peers(None, PublishedChains(HttpClient(HttpSettings())), _nothing),
         )
         self.state = NodeState(
             inventory=self.inventory,
