@@ -87,7 +87,15 @@ async def start_fetching(
         cluster=node.cluster,
         clock=time.monotonic,
     )
-    reconciler = _make_reconciler(node, config, state, downloads, fetches, publisher)
+    reconciler = Reconciler(
+        state=state,
+        downloads=downloads,
+        publisher=publisher,
+        metrics=node.metrics,
+        loop=asyncio.get_running_loop(),
+        high_watermark=config.high_watermark,
+        low_watermark=config.low_watermark,
+    )
     reconciler.resume(adopt_statuses(remains.statuses, node.status_files, node.inventory, remains.lost))
     await node.status_files.flushed()  # none says `ready` any more of what is not here, before a client may ask
     return Fetching(workers, open_, lister, fetches, publisher, state, reconciler)
@@ -126,31 +134,6 @@ def _make_publisher(node: OpenedNode) -> Publisher:
         cluster=node.cluster,
         journal=node.journal,
         ignoring_own=node.tree_watch.ignoring_own,
-    )
-
-
-def _make_reconciler(
-    node: OpenedNode,
-    config: Config,
-    state: NodeState,
-    downloads: Downloads,
-    fetches: VersionFetches,
-    publisher: Publisher,
-) -> Reconciler:
-    return Reconciler(
-        state=state,
-        status_files=node.status_files,
-        inventory=node.inventory,
-        ledger=node.ledger,
-        downloads=downloads,
-        fetches=fetches,
-        publisher=publisher,
-        metrics=node.metrics,
-        cluster=node.cluster,
-        loop=asyncio.get_running_loop(),
-        clock=time.monotonic,
-        high_watermark=config.high_watermark,
-        low_watermark=config.low_watermark,
     )
 
 

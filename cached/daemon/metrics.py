@@ -35,9 +35,6 @@ from cached.daemon.catalog.catalog_file import CatalogInForce
 from cached.daemon.node_state import NodeState
 from cached.fetch.pool.peer_states import PeerState
 from cached.fetch.workers import Workers
-from cached.node.cluster import Cluster
-from cached.node.inventory import Inventory
-from cached.node.status_files import StatusFiles
 
 FETCH_STATES = ("queued", "running", "paused", "blocked", "no_room", "stopping")
 _DIGEST_DIGITS = 12  # of a digest in a label
@@ -162,16 +159,14 @@ class NodeFigures:
 
     def __init__(
         self,
-        inventory: Inventory,
-        cluster: Cluster,
         workers: Workers,
         state: NodeState,
         *,
         compute_use: Callable[[], SpaceUse],
         get_catalog: Callable[[], tuple[CatalogInForce | None, bool]],
     ) -> None:
-        self._inventory = inventory
-        self._cluster = cluster
+        self._inventory = state.inventory
+        self._cluster = state.cluster
         self._workers = workers
         self._state = state
         self._compute_use = compute_use
@@ -219,10 +214,10 @@ class VersionFigures:
     """The figures of each version, as text: thousands of series, which objects of prometheus_client would make in
     twice the time."""
 
-    def __init__(self, inventory: Inventory, status_files: StatusFiles, cluster: Cluster, state: NodeState) -> None:
-        self._inventory = inventory
-        self._status_files = status_files
-        self._cluster = cluster
+    def __init__(self, state: NodeState) -> None:
+        self._inventory = state.inventory
+        self._status_files = state.status_files
+        self._cluster = state.cluster
         self._state = state
         self._split: dict[ModelRef, HeldBytes] = {}
         self._split_at = -1  # the number of changes of the inventory then

@@ -28,7 +28,8 @@ from cached.node.status_files import StatusFiles
 
 class NodeState:
     """`catalog`: the one in force, None before the first. `pods`: those of the last plan. `versions`: the records;
-    `index` has the demand; `fills` the pods that wait. `clock`: in monotonic seconds."""
+    `index` has the demand; `fills` the pods that wait. The constructor's arguments are the parts that all of this is
+    read from. `clock`: in monotonic seconds."""
 
     def __init__(
         self,
@@ -40,12 +41,12 @@ class NodeState:
         cluster: Cluster,
         clock: Callable[[], float],
     ) -> None:
-        self._inventory = inventory
-        self._status_files = status_files
-        self._ledger = ledger
-        self._fetches = fetches
-        self._cluster = cluster
-        self._clock = clock
+        self.inventory = inventory
+        self.status_files = status_files
+        self.ledger = ledger
+        self.fetches = fetches
+        self.cluster = cluster
+        self.clock = clock
         self.catalog: Catalog | None = None
         self.pods: Sequence[PodWant] | None = None
         self.versions = VersionTable(self.is_in_trouble)
@@ -63,12 +64,12 @@ class NodeState:
 
     def list_resolvable(self) -> list[ModelRef]:
         """Return the versions with a catalog entry that `find_resolvable` returns."""
-        return [ref for ref in self._inventory.models if self.find_resolvable(ref) is not None]
+        return [ref for ref in self.inventory.models if self.find_resolvable(ref) is not None]
 
     def find_resolvable(self, ref: ModelRef) -> CatalogVersion | None:
         """Return the catalog's entry of a version whose source may change: on the node as the catalog asks for it,
         unpinned, not being fetched. Else None."""
-        inventory, entry = self._inventory, (self.catalog or EMPTY_CATALOG).find(ref)
+        inventory, entry = self.inventory, (self.catalog or EMPTY_CATALOG).find(ref)
         if entry is None or entry.digest is not None or self.is_fetched(ref) or ref not in inventory.models:
             return None
         return entry if inventory.fetched[ref].request == entry.request else None
@@ -82,7 +83,7 @@ class NodeState:
 
     def is_known(self, ref: ModelRef) -> bool:
         """Return whether the node or the catalog has this version, so that metrics may name it."""
-        return ref in self._inventory.models or (self.catalog or EMPTY_CATALOG).find(ref) is not None
+        return ref in self.inventory.models or (self.catalog or EMPTY_CATALOG).find(ref) is not None
 
     def require_known(self, ref: ModelRef) -> None:
         """Raise `Permanent` (`unknown_model`) unless the node or the catalog has this version; `Transient`
@@ -96,11 +97,11 @@ class NodeState:
 
     def is_kept(self, ref: ModelRef) -> bool:
         """Return whether the catalog keeps this version from eviction."""
-        return self.catalog is not None and is_kept(self.catalog, ref, self._cluster.labels)
+        return self.catalog is not None and is_kept(self.catalog, ref, self.cluster.labels)
 
     def list_keepers(self, ref: ModelRef) -> list[str]:
         """Return what keeps a version from eviction although nothing wants it."""
-        pinned = ["holdfast pin"] if ref in self._inventory.pins else []
+        pinned = ["holdfast pin"] if ref in self.inventory.pins else []
         return pinned + (["catalog"] if self.is_kept(ref) else [])
 
     # --- wants -----------------------------------------------------------------------------------------------------
@@ -145,14 +146,14 @@ class NodeState:
 
     def list_waiting(self) -> tuple[WaitingPod, ...]:
         """Return the pods of this node that wait, each with its version, the longest first; times are monotonic."""
-        pods = self._cluster.pods()
+        pods = self.cluster.pods()
         records = {pod.ref: self.versions.get(pod.ref).waiting_since for pod in pods}
         since = {ref: began for ref, began in records.items() if began is not None}
-        return self.fills.list_waiting(pods, self._inventory.models, since)
+        return self.fills.list_waiting(pods, self.inventory.models, since)
 
     def list_waits(self) -> dict[ModelRef, float]:
         """Return how long a pod has waited for each version for which one waits, in seconds."""
-        now = self._clock()
+        now = self.clock()
         return {ref: now - since for ref, since in self.versions.waits.items()}
 
     # --- fetches ---------------------------------------------------------------------------------------------------
@@ -171,7 +172,7 @@ class NodeState:
 
     def is_in_trouble(self, ref: ModelRef) -> bool:
         """Return whether the fetch of a version waits for its source after an error."""
-        status = self._status_files.get(ref)
+        status = self.status_files.get(ref)
         return status is not None and status.error is not None
 
     def count_fetches(self) -> Counter[str]:
@@ -191,17 +192,17 @@ class NodeState:
     def compute_short_bytes(self, free: int) -> int:
         """Return the bytes that must become free beside those `free` now before the fetches that are short of space
         can go on."""
-        held = {each.ref: self._fetches.compute_space(each.ref).total() for each in self.versions.short_of_space}
+        held = {each.ref: self.fetches.compute_space(each.ref).total() for each in self.versions.short_of_space}
         needed = sum(max(0, self.versions.get(ref).needs_bytes - size) for ref, size in held.items())
         return max(0, needed - free)
 
     def compute_shortage(self, ref: ModelRef, blocked: Blocked) -> Shortage:
         """Return what must be free for a blocked fetch: the most that its tries found. Raises `Transient` where the
         disk fails."""
-        shortage = self._ledger.compute_shortage(blocked.error)
+        shortage = self.ledger.compute_shortage(blocked.error)
         if not isinstance(blocked.error, NoSpace):
             return shortage
-        found = self.versions.get(ref).needs_bytes - self._fetches.compute_space(ref).total()
+        found = self.versions.get(ref).needs_bytes - self.fetches.compute_space(ref).total()
         return replace(shortage, bytes=max(shortage.bytes, found))
 
     def find_need(self, ref: ModelRef) -> tuple[int, int] | None:
@@ -211,7 +212,7 @@ class NodeState:
         if not isinstance(state, Blocked):
             return None
         try:
-            return self.compute_shortage(ref, state).bytes, self._ledger.compute_use().free
+            return self.compute_shortage(ref, state).bytes, self.ledger.compute_use().free
         except Transient:
             return None
 
@@ -219,18 +220,18 @@ class NodeState:
 
     def find_held(self, ref: ModelRef) -> Held | None:
         """Return the content that the node has under a version's name, and the request that it was fetched for."""
-        inventory = self._inventory
+        inventory = self.inventory
         return Held(inventory.models[ref], inventory.fetched[ref].request) if ref in inventory.models else None
 
     def mark_used(self) -> None:
         """Set the last use of the versions that pods want to now."""
-        for ref in find_used(self.pods or (), self._inventory.models, self.catalog):
-            self._inventory.mark_used(ref)
+        for ref in find_used(self.pods or (), self.inventory.models, self.catalog):
+            self.inventory.mark_used(ref)
 
     def list_inventory(self) -> list[InventoryEntry]:
         """Return the versions on this node, for the planner."""
         self.mark_used()
-        return list_entries(self._inventory, self._inventory.models, self._cluster, self.catalog)
+        return list_entries(self.inventory, self.inventory.models, self.cluster, self.catalog)
 
 
 def _name_fetch(version: Version) -> str:

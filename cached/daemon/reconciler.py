@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import secrets
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from math import inf
 from typing import TypeVar
@@ -33,7 +33,7 @@ from cached.core.demand import (
 )
 from cached.core.eviction import InventoryEntry, by_age, count_excess
 from cached.core.planner import Evict, Preempt, Situation, SpaceStep, StartFetch, VersionStep
-from cached.core.space import Ledger, NoInodes, NoSpace, Shortage
+from cached.core.space import NoInodes, NoSpace, Shortage
 from cached.core.versions import messages
 from cached.core.versions.messages import Event, Step
 from cached.core.versions.record import Blocked, Pull
@@ -42,12 +42,10 @@ from cached.daemon.node_state import NodeState
 from cached.daemon.version_statuses import VersionStatuses
 from cached.fetch.downloads import Downloads
 from cached.fetch.resolving.comparison import SourceComparison
-from cached.fetch.version import Published, VersionFetches
-from cached.node.cluster import Cluster
-from cached.node.inventory import Inventory, list_entries
+from cached.fetch.version import Published
+from cached.node.inventory import list_entries
 from cached.node.log_once import LogOnce
 from cached.node.publisher import Publisher
-from cached.node.status_files import StatusFiles
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 4.0  # of the fetches blocked on space
@@ -58,36 +56,30 @@ T = TypeVar("T")
 
 
 class Reconciler:
-    """Keeps the inventory at the demand. `clock`: that of `loop`, in seconds. Watermarks: shares of the capacity."""
+    """Keeps the inventory at the demand. The clock of `state` is that of `loop`. Watermarks: shares of the capacity."""
 
     def __init__(
         self,
         *,
         state: NodeState,
-        status_files: StatusFiles,
-        inventory: Inventory,
-        ledger: Ledger,
         downloads: Downloads,
-        fetches: VersionFetches,
         publisher: Publisher,
         metrics: DaemonMetrics,
-        cluster: Cluster,
         loop: asyncio.AbstractEventLoop,
-        clock: Callable[[], float],
         high_watermark: float,
         low_watermark: float,
     ) -> None:
         self._state = state
-        self._status_files = status_files
-        self._inventory = inventory
-        self._ledger = ledger
+        self._status_files = state.status_files
+        self._inventory = state.inventory
+        self._ledger = state.ledger
         self._downloads = downloads
-        self._fetches = fetches
+        self._fetches = state.fetches
         self._publisher = publisher
         self._metrics = metrics
-        self._cluster = cluster
+        self._cluster = state.cluster
         self._loop = loop
-        self._clock = clock
+        self._clock = state.clock
         self._high, self._low = high_watermark, low_watermark
         self._versions = state.versions
         self._group = asyncio.TaskGroup()  # of the tries; `run` enters it
@@ -107,7 +99,7 @@ class Reconciler:
         self._sweep_is_due = True  # there may be unused blobs: at first, those of an earlier daemon
         self._log_once = LogOnce(_log)
         self._has_failed = False  # the last plan: the disk failed
-        self._statuses = VersionStatuses(status_files, inventory)
+        self._statuses = VersionStatuses(state.status_files, state.inventory)
 
     # --- commands --------------------------------------------------------------------------------------------------
 

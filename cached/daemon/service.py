@@ -49,14 +49,12 @@ class DaemonService:
         self._stopping = False
         self._pinning = asyncio.Lock()  # two writes at once could end with the older list
         self._node_figures = NodeFigures(
-            node.inventory,
-            node.cluster,
             fetching.workers,
             fetching.state,
             compute_use=lambda: self._use()[0],
             get_catalog=lambda: (catalog.in_force, catalog.is_unusable),
         )
-        self._version_figures = VersionFigures(node.inventory, node.status_files, node.cluster, fetching.state)
+        self._version_figures = VersionFigures(fetching.state)
 
     def mark_stopping(self) -> None:
         """Report that the daemon is not ready, because it stops."""
@@ -76,10 +74,6 @@ class DaemonService:
         from cached.daemon.page.page import NodePage
 
         facts = NodeFacts(
-            inventory=self._inventory,
-            status_files=self._status_files,
-            ledger=self._node.ledger,
-            cluster=self._node.cluster,
             state=self._state,
             catalog=self._catalog,
             registry=self._node.metrics.registry,

@@ -73,7 +73,7 @@ async def run_node(
     node.disk_watch.follow(node.ledger, partial(_set_from_thread, loop, deleted), fetching.state.is_fetching)
     ending.set_handler(partial(loop.call_soon_threadsafe, stop.set))
     reads = make_read_api(service, page_readers=max_clients // 2 if config.page == "on" else 0)
-    explanations = Explanations(config.node, node, fetching, service.find_not_ready_reason)
+    explanations = Explanations(config.node, fetching, service.find_not_ready_reason)
     commands = ControlApi(service, Imports(node, fetching, catalog), explanations).make_handler()
     address, control = await stack.enter_async_context(
         open_listeners(config.listen, node.layout, node.blocking, reads, commands, max_clients)

@@ -19,7 +19,6 @@ from cached.core.catalog import Catalog
 from cached.core.demand import Want, find_forbidden, prefetched_versions, unknown_model
 from cached.core.versions.record import Blocked, Failed, Paused, Queued, Version
 from cached.daemon.fetching import Fetching
-from cached.daemon.opening import OpenedNode
 from cached.node.cluster import AnnotatedPod, Cluster
 
 _SHOWN = 10
@@ -30,14 +29,12 @@ class Explanations:
     """Answers `POST /v1/explain` on the node `name`. `find_not_ready_reason`: why the daemon is not ready, None when it
     is."""
 
-    def __init__(
-        self, name: str, node: OpenedNode, fetching: Fetching, find_not_ready_reason: Callable[[], str | None]
-    ) -> None:
+    def __init__(self, name: str, fetching: Fetching, find_not_ready_reason: Callable[[], str | None]) -> None:
         self._name = name
-        self._inventory = node.inventory
-        self._status_files = node.status_files
-        self._cluster = node.cluster
-        self._state = fetching.state
+        self._state = state = fetching.state
+        self._inventory = state.inventory
+        self._status_files = state.status_files
+        self._cluster = state.cluster
         self._reconciler = fetching.reconciler
         self._open_source = fetching.open_source
         self._find_not_ready_reason = find_not_ready_reason

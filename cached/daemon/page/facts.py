@@ -19,13 +19,11 @@ from cached.contract.held_bytes import HeldBytes
 from cached.contract.reference import ModelRef
 from cached.contract.status import DaemonStatus, ModelStatus, timestamp
 from cached.core.demand import PodWant
-from cached.core.space import Ledger, SpaceUse
+from cached.core.space import SpaceUse
 from cached.daemon.catalog.catalog_file import CatalogFile
 from cached.daemon.node_state import NodeState
 from cached.daemon.page.sizes import SnapshotSizes
-from cached.node.cluster import Cluster
-from cached.node.inventory import Inventory
-from cached.node.status_files import RecentError, StatusFiles
+from cached.node.status_files import RecentError
 from cached.sources.registry import find_kind
 
 _RECEIVED, _FAILED = "holdfast_fetch_bytes_total", "holdfast_fetch_errors_total"
@@ -116,26 +114,22 @@ class NodeFacts:
     def __init__(
         self,
         *,
-        inventory: Inventory,
-        status_files: StatusFiles,
-        ledger: Ledger,
-        cluster: Cluster,
         state: NodeState,
         catalog: CatalogFile,
         registry: CollectorRegistry,
         compute_use: Callable[[], tuple[SpaceUse, HoldfastError | None]],
         find_not_ready_reason: Callable[[], str | None],
     ) -> None:
-        self._inventory = inventory
-        self._status_files = status_files
-        self._ledger = ledger
-        self._cluster = cluster
+        self._inventory = state.inventory
+        self._status_files = state.status_files
+        self._ledger = state.ledger
+        self._cluster = state.cluster
         self._state = state
         self._catalog = catalog
         self._registry = registry.restricted_registry([_RECEIVED, _FAILED])
         self._compute_use = compute_use
         self._find_not_ready_reason = find_not_ready_reason
-        self._sizes = SnapshotSizes(inventory)
+        self._sizes = SnapshotSizes(state.inventory)
         self._epoch = time.time() - time.monotonic()  # of the monotonic clock, in seconds since the epoch
 
     async def measure(self) -> None:

@@ -440,16 +440,10 @@ class Node:
         )
         self.reconciler = Reconciler(
             state=self.state,
-            status_files=self.status_files,
-            inventory=self.inventory,
-            ledger=self.ledger,
             downloads=self.downloads,
-            fetches=self.transfers,
             publisher=self.publisher,
             metrics=metrics,
-            cluster=self.cluster,
             loop=self.loop,
-            clock=self.clock.monotonic,
             high_watermark=limits.high,
             low_watermark=limits.low,
         )
