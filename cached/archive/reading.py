@@ -166,8 +166,10 @@ class Archive:
             raise bad_archive(self._where, f"it has {name}, which its manifest does not list")
         if entry.path in seen:
             raise bad_archive(self._where, f"it has {name} twice")
+        if entry.kind is EntryKind.SPARSE:
+            raise bad_archive(self._where, f"expected all bytes of {name}, found a sparse file: pack without --sparse")
         if entry.kind is not EntryKind.FILE:
-            raise bad_archive(self._where, f"expected the bytes of {name}, found a link, a device or a sparse file")
+            raise bad_archive(self._where, f"expected the bytes of {name}, found a link or a device")
         if entry.size != file.size:
             problem = f"{name} has {entry.size} bytes, its manifest says {file.size}"
             raise bad_archive(self._where, problem)

@@ -44,12 +44,14 @@ class FileTree:
         folders: set[str] = set()
         for entry in entries:
             folder, _, name = entry.path.rpartition("/")
-            if self._has_whiteouts and name == _OPAQUE:
-                _remove(below, folder, itself=False)
-            elif self._has_whiteouts and name.startswith(_WHITEOUT):
-                _remove(below, "/".join(part for part in (folder, name[len(_WHITEOUT) :]) if part), itself=True)
+            if self._has_whiteouts and name.startswith(_WHITEOUT):
+                hidden = entry.path[: -len(name)] + name[len(_WHITEOUT) :]
+                if any(part in ("", ".", "..") for part in hidden.split("/")):
+                    raise self._bad_whiteout(entry)
+                _remove(below, folder if name == _OPAQUE else hidden, itself=name != _OPAQUE)
             elif entry.kind is EntryKind.FOLDER:
                 folders.add(entry.path)
+                added.pop(entry.path, None)
             else:
                 added[entry.path] = self._file(digest, entry, added)
         if not self._has_whiteouts:
@@ -57,9 +59,12 @@ class FileTree:
                 added[path] = self._twice(path, added[path])
         for path in folders:
             below.pop(path, None)
-        hidden = {path for path in added if path not in below}
-        if hidden and below:
-            self._remove_covered(below, hidden)
+        new = {path for path in added if path not in below}
+        for path in new:
+            self._judge_parents(path, added, below)
+        if new and below:
+            for path in [path for path in below if _is_under(path, new)]:
+                del below[path]
         self._files.update(added)
 
     def files(self) -> dict[str, PackedFile]:
@@ -73,7 +78,13 @@ class FileTree:
         if entry.kind is EntryKind.LINK:
             target = added.get(entry.target) or self._files.get(entry.target)
             return target or self._odd(digest, entry, "a hard link to nothing")
+        if entry.kind is EntryKind.SPARSE:
+            return self._odd(digest, entry, "a sparse file, whose holes the archive leaves out (tar --sparse)")
         return self._odd(digest, entry, "a link, a device or another special file")
+
+    def _bad_whiteout(self, entry: TarEntry) -> Permanent:
+        problem = f"{self._where}: {format_path(entry.path)}: expected a whiteout of a plain path"
+        return Permanent("bad_artifact", problem, "push it again")
 
     def _odd(self, digest: str, entry: TarEntry, found: str) -> PackedFile:
         problem = f"{self._where}: {format_path(entry.path)}: expected a regular file, found {found}"
@@ -84,15 +95,18 @@ class FileTree:
         problem = f"{self._where}: {format_path(path)}: expected each file in one layer, found it in two"
         return replace(file, problem=Permanent("bad_artifact", problem, "push it again with each file once"))
 
-    def _remove_covered(self, below: dict[str, PackedFile], added: set[str]) -> None:
-        """Remove earlier files that are now a folder's name, and those under a folder that is now a file."""
-        for path in added:
-            parent = path
-            while (cut := parent.rfind("/")) > 0:
-                parent = parent[:cut]
-                below.pop(parent, None)
-        for path in [path for path in below if _is_under(path, added)]:
-            del below[path]
+    def _judge_parents(self, path: str, added: dict[str, PackedFile], below: dict[str, PackedFile]) -> None:
+        """Remove earlier files that are now the name of the path's folder. Of a file below a link, which an unpacker
+        follows or replaces, no one can say where it is: note that as its problem."""
+        parent = path
+        while (cut := parent.rfind("/")) > 0:
+            parent = parent[:cut]
+            found = below.pop(parent, None) or added.get(parent)
+            if found is not None and found.problem is not None:
+                link = f"expected folders above it, found a link, {format_path(parent)}"
+                problem = f"{self._where}: {format_path(path)}: {link}"
+                remedy = "pack the folder itself, or leave it out with `exclude` in the model's entry of the catalog"
+                added[path] = replace(added[path], problem=Permanent("not_a_file", problem, remedy))
 
 
 def _is_under(path: str, files: set[str]) -> bool:

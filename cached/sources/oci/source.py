@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 
-from cached.contract.archive.tar import TarEntry, read_entries
+from cached.contract.archive.tar import TarEntry, read_all_entries
 from cached.contract.errors import InvalidManifest, Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, FileEntry, Manifest
 from cached.contract.program.thread_pool import start_pool
@@ -202,7 +202,7 @@ class OciSource:
             self._unpacked[layer.blob.digest] = found
             return found.entries
         reader = LayerReader(self._client, self._registry, layer.blob, where, cancellation)
-        return list(read_entries(reader.read, layer.blob.size, where))
+        return read_all_entries(reader.read, layer.blob.size, where)
 
 
 def _at(entry: FileEntry, digest: str, start: int) -> RemoteFile:

@@ -12,7 +12,14 @@ import threading
 from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 
-from cached.contract.archive.tar import EntryKind, TarEntry, bad_tar, read_entries
+from cached.contract.archive.tar import (
+    MAX_AFTER_END_BYTES,
+    EntryKind,
+    TarEntry,
+    bad_tar,
+    bytes_after_end,
+    read_entries,
+)
 from cached.contract.errors import DigestMismatch, Permanent
 from cached.sources.oci.compressed import Inflating, InflationPoint, RegistryBlobStream, inflate
 from cached.sources.oci.manifest import Descriptor
@@ -24,7 +31,6 @@ _PIECE_BYTES = 1024 * 1024
 _KEPT_FILE_BYTES = 256 * 1024
 _KEPT_BYTES = 32 * 1024 * 1024
 _MOST_MARKS = 1_000  # some 40 KB each
-_MOST_AFTER_END_BYTES = 1024 * 1024  # tar pads to a record of 10 KB
 # Weights inflate to some 110 %, text to a few times its size; a bomb to a thousand times and more.
 _MOST_GROWTH = 100
 _GROWTH_FREE_BYTES = 64 * 1024 * 1024
@@ -207,5 +213,5 @@ class _Forward:
         after = 0
         for data in self.take(_UNKNOWN_TOTAL):
             after += len(data)
-            if any(data) or after > _MOST_AFTER_END_BYTES:
-                raise bad_tar(self._where, "there are bytes after its end, which no file promises")
+            if any(data) or after > MAX_AFTER_END_BYTES:
+                raise bytes_after_end(self._where)

@@ -179,7 +179,7 @@ WRONG = {
     "a file twice": (pack(FILES, more=lambda tar: add(tar, "config.json", b"{}")), "'config.json' twice"),
     "another size": (pack({**FILES, "w.bin": b"short"}), "'w.bin' has 5 bytes, its manifest says 10240"),
     "a huge entry": (pack(WITHOUT_WEIGHTS, more=huge), "'w.bin' has 1125899906842624 bytes"),
-    "a sparse entry": (pack(WITHOUT_WEIGHTS, more=sparse), "expected the bytes of 'w.bin', found a link"),
+    "a sparse entry": (pack(WITHOUT_WEIGHTS, more=sparse), "'w.bin', found a sparse file"),
     "a link": (pack(WITHOUT_WEIGHTS, more=link), "expected the bytes of 'w.bin', found a link"),
     "a path that climbs": (pack({"../evil": b"x", **FILES}), "'../evil', which its manifest does not list"),
     "an absolute path": (pack({"/evil": b"x", **FILES}), "'/evil', which its manifest does not list"),
@@ -291,6 +291,9 @@ def test_many_and_long_pax_headers_stay_out_of_memory(tmp_path: Path) -> None:
             header = tarfile.TarInfo("pax")
             header.type, header.size = tarfile.XHDTYPE, len(data)
             tar.addfile(header, io.BytesIO(data))
+            folder = tarfile.TarInfo("folder")
+            folder.type = tarfile.DIRTYPE
+            tar.addfile(folder)
         add(tar, MANIFEST_NAME, manifest_of(FILES).canonical())
     (tmp_path / "pax.tar").write_bytes(packed.getvalue())
     script = (

@@ -145,6 +145,36 @@ async def test_only_regular_files_are_content(registry: RunningRegistry, client:
     assert (error.code, "odd.bin" in error.message) == ("not_a_file", True)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+async def test_a_file_below_a_link_is_refused(registry: RunningRegistry, client: HttpClient, layers: int) -> None:
+    """Where an unpacker would write through a link, the file is refused; a folder that replaces the link is none."""
+    link, folder = tarfile.TarInfo("models"), tarfile.TarInfo("models")
+    link.type, link.linkname, folder.type = tarfile.SYMTYPE, "data", tarfile.DIRTYPE
+    both = (
+        [archive({}, link), archive({"models/w.bin": b"x"})] if layers == 2 else [archive({"models/w.bin": b"x"}, link)]
+    )
+    registry.put_image("team/below", "v1", both)
+    error = await refusal(f"oci://{registry.host}/team/below:v1", client)
+    assert error.code == "not_a_file" and "found a link" in error.message
+    registry.put_image("team/below", "v2", [archive({}, link), archive({"models": None, "models/w.bin": b"x"})])
+    assert await contents(f"oci://{registry.host}/team/below:v2", client) == {"w.bin": b"x"}
+
+
+@pytest.mark.parametrize("path", ["models/.wh.", "models//.wh.w.bin", "models/../.wh.models", "models/.wh..."])
+async def test_a_whiteout_of_no_plain_path_is_refused(registry: RunningRegistry, client: HttpClient, path: str) -> None:
+    """Readers disagree about what it removes, so it removes nothing."""
+    registry.put_image("team/white", "v1", [archive({"models/w.bin": b"x"}), archive({path: b""})])
+    assert (await refusal(f"oci://{registry.host}/team/white:v1", client)).code == "bad_artifact"
+
+
+async def test_two_archives_in_a_plain_layer_are_refused(registry: RunningRegistry, client: HttpClient) -> None:
+    """What follows the archive's end is not left out in silence."""
+    layer = archive({"models/w.bin": b"x"}) + archive({"models/more.bin": b"y"})
+    registry.put_image("team/two", "v1", [layer])
+    error = await refusal(f"oci://{registry.host}/team/two:v1", client)
+    assert error.code == "bad_tar" and "after its end" in error.message
+
+
 @pytest.mark.parametrize("path", ["models/../../etc/passwd", "/models/x", "models//x", "models/a\\b", "../x"])
 async def test_path_tricks_are_refused(registry: RunningRegistry, client: HttpClient, path: str) -> None:
     """Names are judged as everywhere: one that leads out of the folder is `bad_name` where it is chosen."""
