@@ -10,7 +10,6 @@ import argparse
 import hashlib
 import json
 import os
-import stat
 import sys
 from collections.abc import Sequence
 
@@ -22,6 +21,7 @@ from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Tra
 from cached.contract.layout import SnapshotLayout
 from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
 from cached.contract.program.options import EXIT_DONE, EXIT_USAGE
+from cached.contract.program.plain_files import open_plain
 from cached.contract.program.progress import ByteProgress
 from cached.contract.program.units import format_count, format_size
 from cached.contract.reference import ModelRef
@@ -110,13 +110,13 @@ def _write_file(
 
 def _open(snapshot: SnapshotLayout, entry: FileEntry) -> int:
     try:
-        descriptor = os.open(snapshot.path / entry.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = open_plain(snapshot.path / entry.path)
     except OSError as error:
         raise _unreadable(entry, error) from error
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_size != entry.size:
+    found = os.fstat(descriptor).st_size
+    if found != entry.size:
         os.close(descriptor)
-        raise DigestMismatch(f"{entry.path}: size in bytes", str(entry.size), str(found.st_size), "")
+        raise DigestMismatch(f"{entry.path}: size in bytes", str(entry.size), str(found), "")
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_SEQUENTIAL)
     return descriptor
 

@@ -22,6 +22,7 @@ from cached.contract.errors import HoldfastError, InvalidReference, Permanent
 from cached.contract.layout import LAYOUT_VERSION, TEMPORARY_PREFIX, Layout
 from cached.contract.manifest import Manifest
 from cached.contract.program import limits
+from cached.contract.program.plain_files import read_plain
 from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import ModelStatus, encode
 from cached.core.blob_table import BlobTable
@@ -331,7 +332,7 @@ def read_snapshots(layout: Layout, known: Mapping[Digest, Manifest]) -> tuple[di
     for name in list_snapshots(layout):
         digest = Digest(name)
         try:
-            data = layout.public.snapshot(digest).manifest.read_bytes()
+            data = read_plain(layout.public.snapshot(digest).manifest)
             if Digest.of(data) != digest:
                 raise Permanent("digest_mismatch", f"{name}: the manifest has changed", "")
             manifest = known.get(digest) or Manifest.parse(data)

@@ -22,6 +22,7 @@ from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout, SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.program import limits
+from cached.contract.program.plain_files import READ_FLAGS, read_plain
 from cached.contract.reference import ModelRef
 from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
 from cached.contract.snapshot.verify import hash_file
@@ -207,7 +208,7 @@ def _is_name(layout: Layout, ref: ModelRef, digest: Digest) -> bool:
 def _has_manifest(layout: Layout, digest: Digest, manifest: Manifest) -> bool:
     """Return whether the snapshot's manifest is there, readable and right."""
     try:
-        return layout.public.snapshot(digest).manifest.read_bytes() == manifest.canonical()
+        return read_plain(layout.public.snapshot(digest).manifest) == manifest.canonical()
     except OSError as error:
         if error.errno not in (*ROTTEN, errno.ENOENT, errno.ENOTDIR):
             raise
@@ -217,7 +218,7 @@ def _has_manifest(layout: Layout, digest: Digest, manifest: Manifest) -> bool:
 def _read_record(snapshot: SnapshotLayout) -> dict[str, VerifiedFile]:
     """Return a snapshot's record by path, empty where it is missing or invalid. Raises where a limit is reached."""
     try:
-        return VerifiedRecord.parse(snapshot.verified.read_bytes()).files
+        return VerifiedRecord.parse(read_plain(snapshot.verified)).files
     except (OSError, HoldfastError) as error:
         if limits.find_limit_error(error, "reading a record") is not None:
             raise  # else an existing file would count as lost
@@ -251,7 +252,7 @@ def _is_condemned(layout: Layout, path: Path, entry: FileEntry) -> bool:
 def _link(layout: Layout, path: Path, sha256: str) -> None:
     """Link a snapshot's file as a blob, durable and read-only."""
     blob = layout.blob(sha256)
-    with durable.opened(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW) as descriptor:
+    with durable.opened(path, READ_FLAGS) as descriptor:
         if stat.S_IMODE(os.fstat(descriptor).st_mode) != durable.READ_ONLY_MODE:
             os.fchmod(descriptor, durable.READ_ONLY_MODE)
         os.fsync(descriptor)
@@ -263,12 +264,13 @@ def _link(layout: Layout, path: Path, sha256: str) -> None:
 def _hashes_to(path: Path, sha256: str) -> bool:
     found = _hash(path)
     if found != sha256:
-        _log.error("%s: expected sha256 %s, found %s", path, sha256, found or "that the disk cannot read it")
+        what = found or "no plain file, or one that the disk cannot read"
+        _log.error("%s: expected sha256 %s, found %s", path, sha256, what)
     return found == sha256
 
 
 def _hash(path: Path) -> str | None:
-    """Return a file's sha256, None if its data is corrupt on the disk. Raises OSError for any other error."""
+    """Return a file's sha256, None if it is no plain file, or corrupt on the disk. Raises OSError for another error."""
     try:
         return hash_file(path)
     except OSError as error:

@@ -19,6 +19,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import TEMPORARY_PREFIX, Layout, SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
+from cached.contract.program.plain_files import NotAPlainFile, read_plain
 from cached.contract.reference import ModelRef
 from cached.contract.snapshot.strays import find_strays
 from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
@@ -229,8 +230,8 @@ def write_verified(snapshot: SnapshotLayout, record: VerifiedRecord) -> None:
 
 def _has_manifest(snapshot: SnapshotLayout, data: bytes) -> bool:
     try:
-        return snapshot.manifest.read_bytes() == data
-    except (FileNotFoundError, NotADirectoryError):
+        return read_plain(snapshot.manifest) == data
+    except (FileNotFoundError, NotADirectoryError, NotAPlainFile):
         return False
 
 

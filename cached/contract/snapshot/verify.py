@@ -27,7 +27,7 @@ from cached.contract.errors import DigestMismatch, HoldfastError, Permanent
 from cached.contract.layout import SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.program import limits
-from cached.contract.program.plain_files import READ_FLAGS
+from cached.contract.program.plain_files import READ_FLAGS, open_plain, read_plain
 from cached.contract.snapshot.strays import find_strays
 from cached.contract.snapshot.verified import VerifiedRecord
 
@@ -176,9 +176,9 @@ def check_full(
 
 
 def hash_file(path: Path, progress: Callable[[int], None] = lambda _size: None) -> str:
-    """Return the sha256 of a file as hexadecimal digits, without following a symlink at `path`. Calls `progress` with
+    """Return the sha256 of a file as hexadecimal digits, of a plain one only. Calls `progress` with
     the bytes hashed since its last call. Raises OSError if the file cannot be read to its end."""
-    descriptor = os.open(path, READ_FLAGS)
+    descriptor = open_plain(path)
     try:
         if _POPULATES_FOR_EVER:
             return _hash_copied(descriptor, progress)
@@ -195,7 +195,7 @@ def hash_file(path: Path, progress: Callable[[int], None] = lambda _size: None) 
 def feed_file(path: Path, update: Callable[[memoryview], object], progress: Callable[[int], None]) -> None:
     """Pass all bytes of a file to `update`, in writable buffers, for a hash that is none of hashlib's; else as
     `hash_file`."""
-    descriptor = os.open(path, READ_FLAGS)
+    descriptor = open_plain(path)
     try:
         _feed_copied(descriptor, update, progress)
     finally:
@@ -301,7 +301,7 @@ def _seal_of(snapshot: SnapshotLayout, entry: FileEntry) -> str | NoSeal:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_plain(path)
     except OSError as error:
         raise _unreadable(str(path), error) from error
 

@@ -11,6 +11,7 @@ import hashlib
 import logging
 import mmap
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import Layout, SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
+from cached.contract.program.plain_files import read_plain
 from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
 from cached.contract.status import timestamp
 from cached.store import snapshots
@@ -86,7 +88,7 @@ def new_piece() -> memoryview:
 def check_manifest(snapshot: SnapshotLayout, digest: Digest) -> BadManifest | None:
     """Compare the snapshot's manifest with its name; a snapshot that is gone has no finding. Raises OSError."""
     try:
-        found = Digest.of(snapshot.manifest.read_bytes())
+        found = Digest.of(read_plain(snapshot.manifest))
     except FileNotFoundError:
         return BadManifest() if snapshot.path.exists() else None
     except OSError as error:
@@ -110,7 +112,7 @@ def check_file(
     seal = None
     try:
         before = os.lstat(path)
-        if not os.path.samestat(before, os.lstat(blob)):
+        if not (stat.S_ISREG(before.st_mode) and os.path.samestat(before, os.lstat(blob))):
             return Apart(entry.path)
         if sealing is not Sealing.NONE:  # it may have been committed without a seal
             verity.seal(blob, Sealing.WHERE_POSSIBLE)
@@ -157,7 +159,7 @@ def hash_file(path: Path, piece: memoryview, pace: Callable[[int, float], None],
 def read_record(layout: Layout, digest: Digest) -> dict[str, VerifiedFile]:
     """Return the snapshot's record by path; empty where it is missing or invalid: all files count as never hashed."""
     try:
-        return VerifiedRecord.parse(layout.public.snapshot(digest).verified.read_bytes()).files
+        return VerifiedRecord.parse(read_plain(layout.public.snapshot(digest).verified)).files
     except (OSError, HoldfastError):
         return {}
 

@@ -10,7 +10,6 @@ import contextlib
 import errno
 import os
 import socket
-import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
@@ -20,13 +19,12 @@ from typing import Protocol
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.manifest import MAX_MANIFEST_BYTES
-from cached.contract.program.plain_files import READ_FLAGS
+from cached.contract.program.plain_files import NotAPlainFile, open_plain, read_plain
 from cached.peers import bundles
 from cached.store import blobs
 
 CHUNK_BYTES = 4 * 1024 * 1024  # of a range: sent by one call, and asked about as one whether it is in the page cache
 _RECORDS_BYTES = 256 * 1024  # of small blobs: read, then sent
-_NOT_A_BLOB = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _NO_PROBE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 
 
@@ -126,7 +124,7 @@ class Contents:
         copy, and each small write would be a packet."""
         records, size = bytearray(), 0
         for blob, length in found:
-            data = self._layout.blob(blob).read_bytes()
+            data = read_plain(self._layout.blob(blob))
             if len(data) != length:
                 raise OSError(errno.EIO, "the blob has another size now")
             records += bundles.encode_record(blob, length) + data
@@ -140,9 +138,9 @@ class Contents:
     def read_manifest(self, digest: Digest) -> bytes | None:
         """Return the canonical bytes of a snapshot's manifest; None if it is not here, or is not what its name says."""
         try:
-            with self._layout.public.snapshot(digest).manifest.open("rb") as file:
+            with open(open_plain(self._layout.public.snapshot(digest).manifest), "rb") as file:
                 data = file.read(MAX_MANIFEST_BYTES + 1)
-        except (FileNotFoundError, NotADirectoryError):
+        except (FileNotFoundError, NotADirectoryError, NotAPlainFile):
             return None
         return data if sha256(data).hexdigest() == digest.hex else None
 
@@ -150,15 +148,9 @@ class Contents:
 def _open_file(path: Path) -> int | None:
     """Open a regular file; None if it is none, or not there."""
     try:
-        descriptor = os.open(path, READ_FLAGS)
-    except OSError as error:
-        if error.errno not in _NOT_A_BLOB:
-            raise
+        return open_plain(path)
+    except (FileNotFoundError, NotADirectoryError, NotAPlainFile):
         return None
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return descriptor
-    os.close(descriptor)
-    return None
 
 
 def send_chunk(connection: socket.socket, opened: OpenRange, offset: int, length: int) -> None:

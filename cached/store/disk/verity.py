@@ -17,6 +17,7 @@ from pathlib import Path
 
 from cached.contract.errors import Permanent
 from cached.contract.layout import Layout
+from cached.contract.program.plain_files import READ_FLAGS
 from cached.contract.snapshot.verify import NoSeal, measure_seal
 from cached.store.disk import durable
 from cached.store.disk.root import mount_of
@@ -70,13 +71,13 @@ def seal(path: Path, sealing: Sealing) -> bool:
 
 def digest(path: Path) -> str | None:
     """Return a file's fs-verity digest as `sha256:<hex>`, None if it is not sealed or the kernel cannot tell."""
-    with durable.opened(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW) as descriptor:
+    with durable.opened(path, READ_FLAGS) as descriptor:
         found = measure_seal(descriptor)
     return None if isinstance(found, NoSeal) else found
 
 
 def _seal(path: Path) -> None:
-    with durable.opened(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW) as descriptor:
+    with durable.opened(path, READ_FLAGS) as descriptor:
         if isinstance(measure_seal(descriptor), NoSeal):
             # The kernel requires write permission, which a daemon without capabilities gets from the mode alone.
             os.fchmod(descriptor, _WRITABLE_MODE)

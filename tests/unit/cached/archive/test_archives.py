@@ -126,6 +126,19 @@ def test_an_export_hashes_what_it_writes(
     assert sorted(os.listdir(tmp_path)) == ["root", "tiny.tar"]
 
 
+@pytest.mark.parametrize("path", ["w.bin", "empty.bin", ".holdfast/manifest.json"])
+def test_an_export_waits_for_no_pipe(archive: Path, layout: Layout, path: str) -> None:
+    """A pipe in the place of a file or of the manifest is told as damage, and the earlier archive stays."""
+    before = archive.read_bytes()
+    place = layout.public.model_link(REF) / path
+    place.unlink(missing_ok=True)
+    os.mkfifo(place)
+    command = [sys.executable, "-m", "cached.cli", "export", str(REF), str(archive), "--root", str(layout.root)]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=False, text=True)
+    assert done.returncode == 1 and path in done.stderr and "no plain file" in done.stderr
+    assert archive.read_bytes() == before
+
+
 def test_an_export_through_a_link_leaves_the_link(archive: Path, layout: Layout, tmp_path: Path) -> None:
     """A symlink in the place of the archive stays, also one to nothing yet; what it leads to is the archive."""
     (tmp_path / "there").mkdir()
