@@ -19,6 +19,7 @@ from yarl import URL
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.program import limits
 from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.resolver import BoundedResolver
 from cached.transport.connection.settings import HttpSettings
 from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.errors import is_retried, response_error, retry_after_s
@@ -124,7 +125,11 @@ class StoreRequests:
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(limit=self._connections, ssl=ssl.create_default_context())
+            connector = aiohttp.TCPConnector(
+                limit=self._connections,
+                ssl=ssl.create_default_context(),
+                resolver=BoundedResolver(_CONNECT_TIMEOUT_S),
+            )
             timeout = aiohttp.ClientTimeout(
                 total=_REQUEST_TIMEOUT_S, sock_connect=_CONNECT_TIMEOUT_S, sock_read=_READ_TIMEOUT_S
             )

@@ -27,13 +27,15 @@ from cached.sources.oci.access.auth import RegistryAuth
 from cached.sources.oci.registry import error_of
 from cached.transport.client import Response
 from cached.transport.connection.cancel import Cancellation
+from cached.transport.connection.resolver import BoundedResolver
 from cached.transport.errors import is_retried, retry_after_s
 from cached.transport.urls import Address, display_url, split_url
 
 _TRIES = 3  # without credentials, with those that a 401 asks for, and with new ones
 _ATTEMPTS = 5  # without a byte of progress in between
 _WAIT_S = 1.0
-_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=120)
+_CONNECT_TIMEOUT_S = 9.0
+_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=120)
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _MAX_ANSWER_BYTES = 1024 * 1024
@@ -236,7 +238,7 @@ class RegistryUploads:
         if self._session is None:
             tls = ssl.create_default_context()  # honours SSL_CERT_FILE and SSL_CERT_DIR, as our own client
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=tls),
+                connector=aiohttp.TCPConnector(ssl=tls, resolver=BoundedResolver(_CONNECT_TIMEOUT_S)),
                 timeout=_TIMEOUT,
                 trust_env=True,
                 headers={"User-Agent": "holdfast", "Accept": "*/*"},

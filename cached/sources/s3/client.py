@@ -28,8 +28,9 @@ from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, MAX_MANIFEST
 from cached.sources.s3.address import S3Address
 from cached.sources.s3.errors import bad_response, is_missing, is_not_modified, translate_errors
 from cached.sources.s3.presigning import PROBE_KEY, Presigner, SigningKeys
-from cached.sources.s3.session import BoundedResolver, StrictSession
+from cached.sources.s3.session import StrictSession
 from cached.sources.s3.sums import FULL_OBJECT
+from cached.transport.connection.resolver import BoundedResolver
 from cached.transport.target import Headers
 
 _CONNECT_TIMEOUT_S = 4  # of each of two attempts: an unreachable server is told within 10 s

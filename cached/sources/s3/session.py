@@ -6,40 +6,16 @@ bounds every answer, in bytes and in time: the requests are for listings and att
 
 from __future__ import annotations
 
-import socket
-import time
-from functools import partial
 from typing import Any
 from xml.parsers import expat
 
 import aiohttp
 from aiobotocore.httpsession import AIOHTTPSession
-from aiohttp.abc import AbstractResolver, ResolveResult
 
 from cached.sources.s3.errors import StrangeAnswer
-from cached.transport.connection.connect import Resolved, resolve_within
-from cached.transport.connection.thread_call import call_in_thread
 
 _MAX_ANSWER_BYTES = 8 * 1024 * 1024  # a page of a thousand keys of the longest has less than 4 MB
 _ERRORS_FROM = 300
-
-
-class BoundedResolver(AbstractResolver):
-    """Resolves names in `limit_s` seconds at most: aiohttp's own leaves it to the C library, which waits 20 s for a
-    silent name server, and so does a process that ends."""
-
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
-    ) -> list[ResolveResult]:
-        """Return the addresses of `host`. Raises OSError."""
-        found = await call_in_thread(partial(resolve_within, host, port, time.monotonic() + self._limit_s))
-        return [_as_result(host, each) for each in found if family in (socket.AF_UNSPEC, each[0])]
-
-    async def close(self) -> None:
-        """Do nothing: the resolver holds no resources."""
 
 
 class StrictSession(AIOHTTPSession):  # type: ignore[misc]  # aiobotocore has no types
@@ -91,12 +67,3 @@ class _Answer:
             except expat.ExpatError as error:
                 raise StrangeAnswer("something else than XML") from error
         return bytes(data)
-
-
-def _as_result(host: str, found: Resolved) -> ResolveResult:
-    family, _, protocol, _, address = found
-    scope = f"%{address[3]}" if len(address) > 3 and address[3] else ""  # of a link-local IPv6 address
-    flags = socket.AI_NUMERICHOST | socket.AI_NUMERICSERV
-    return ResolveResult(
-        hostname=host, host=f"{address[0]}{scope}", port=address[1], family=family, proto=protocol, flags=flags
-    )
