@@ -6,15 +6,16 @@ Law: parses only. What makes no sense of one file is a problem of that file; an 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
-from cached.contract.manifest import is_size
+from cached.contract.manifest import RESERVED, is_size
 from cached.core.listing import RemoteFile, is_other_record
 from cached.sources.huggingface.errors import HubRequest, bad_response
 from cached.transport.git_blob import GIT_OID
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_HEX = re.compile(r"[0-9a-f]*")
 
 
 class Names(NamedTuple):
@@ -45,8 +46,51 @@ def has_ids(siblings: Any) -> TypeGuard[list[dict[str, Any]]]:
 def parse_files(
     request: HubRequest, commit: str, folder: str, entries: Iterable[Any], names: Names
 ) -> Iterator[RemoteFile]:
-    """Yield the listed files with paths relative to `folder`, which is empty or ends in `/`. Raises `Transient`
-    (`bad_response`) for an entry without a path, or with one outside the folder."""
+    """Return the listed files with paths relative to `folder`, which is empty or ends in `/`. Raises `Transient`
+    (`bad_response`), here or in between, for an entry without a path, or with one outside the folder."""
+    if folder:
+        return _parse_each(request, commit, folder, entries, names)
+    listed = list(entries)
+    files = _parse_all(commit, listed, names)
+    return _parse_each(request, commit, folder, listed, names) if files is None else iter(files)
+
+
+def _parse_all(commit: str, listed: Sequence[Any], names: Names) -> list[RemoteFile] | None:
+    """Return the files where nothing is to be said of any, None otherwise: ids and sizes are checked all at once, which
+    halves the time of a thousand files."""
+    name_of_path, name_of_oid, name_of_sha256 = names
+    prefix, files, oids, sha256s, sizes = f"{commit}:", list[RemoteFile](), list[str](), list[str](), list[int]()
+    try:
+        paths = [entry[name_of_path] for entry in listed]
+        for path, entry in zip(paths, listed, strict=True):
+            lfs = entry.get("lfs")
+            if lfs is None:  # by position: keywords take half as long again
+                oid, size = entry[name_of_oid], entry["size"]
+                oids.append(oid)
+                files.append(RemoteFile(path, prefix + path, size, oid, None, oid))
+            else:
+                sha256, size = lfs[name_of_sha256], lfs["size"]
+                sha256s.append(sha256)
+                files.append(RemoteFile(path, prefix + path, size, sha256, sha256))
+            sizes.append(size)
+        is_plain = RESERVED not in "\n".join(paths) and _are_ids(oids, 40) and _are_ids(sha256s, 64)
+    except (KeyError, TypeError, AttributeError):
+        return None
+    return files if is_plain and _are_sizes(sizes) else None
+
+
+def _are_ids(ids: Sequence[str], length: int) -> bool:
+    """Return whether each has `length` hex digits. Raises TypeError for what is no text."""
+    return set(map(len, ids)) <= {length} and _HEX.fullmatch("".join(ids)) is not None
+
+
+def _are_sizes(sizes: Sequence[int]) -> bool:
+    return set(map(type, sizes)) <= {int} and (not sizes or (is_size(min(sizes)) and is_size(max(sizes))))
+
+
+def _parse_each(
+    request: HubRequest, commit: str, folder: str, entries: Iterable[Any], names: Names
+) -> Iterator[RemoteFile]:
     name_of_path, name_of_oid, name_of_sha256 = names
     for entry in entries:
         path = entry.get(name_of_path) if isinstance(entry, dict) else None
@@ -64,7 +108,7 @@ def parse_files(
         if not isinstance(oid, str) or not is_id(oid) or not is_size(size):
             found = f"the id {str(oid)[:80]!r} and the size {str(size)[:80]!r} for {path[:200]!r}"
             yield RemoteFile(relative, f"{commit}:{path}", None, problem=bad_response(request, found))
-        elif lfs is None:  # by position: keywords take half as long again
+        elif lfs is None:
             yield RemoteFile(relative, f"{commit}:{path}", size, oid, None, oid)
         else:
             yield RemoteFile(relative, f"{commit}:{path}", size, oid, oid)
