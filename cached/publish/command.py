@@ -29,7 +29,16 @@ from cached.core.selection.presets import DEFAULT, PRESETS, parse_preset
 from cached.publish.content import FolderContent, hash_all, list_folder
 from cached.publish.destination import Destination
 from cached.publish.folder import FolderDestination
-from cached.publish.plan import CHECKED, FORCED, PLAIN, PublishPlan, carry_out_plan, make_plan, refuse_replacing
+from cached.publish.plan import (
+    CHECKED,
+    FORCED,
+    PLAIN,
+    PublishPlan,
+    carry_out_plan,
+    clear_mark,
+    make_plan,
+    refuse_replacing,
+)
 from cached.sources.local.source import local_path
 from cached.sources.registry import is_scheme
 
@@ -195,6 +204,7 @@ async def _publish(content: FolderContent, destination: Destination, options: ar
     async with contextlib.aclosing(destination):
         decided = await decide()
         if decided.is_done:
+            await clear_mark(decided, destination, _say)
             return decided
         label = f"uploading {format_count(len(decided.uploads), 'file')}"
         with ByteProgress(sys.stderr, label, decided.upload_bytes) as progress:

@@ -64,6 +64,9 @@ class Destination(Protocol):
     async def claim(self, mark: Mark, say: Say) -> None:
         """Write the mark as the only publisher, durably; replace that of a dead publisher, and report that."""
 
+    async def is_marked(self) -> bool:
+        """Return whether the mark of any publisher was there when the files were listed last."""
+
     async def keep_claim(self) -> None:
         """Renew the mark; raises `another_publisher` if it is no longer this publisher's."""
 

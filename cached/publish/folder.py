@@ -74,6 +74,9 @@ class FolderDestination:
     async def claim(self, mark: Mark, say: Say) -> None:
         await asyncio.to_thread(self._claim, mark, say)
 
+    async def is_marked(self) -> bool:
+        return await asyncio.to_thread(os.path.lexists, self._base / PUBLISHING_NAME)
+
     async def keep_claim(self) -> None:
         await asyncio.to_thread(self._check_mark)
 

@@ -68,6 +68,9 @@ class ObjectDestination(ABC):
     async def claim(self, mark: Mark, say: Say) -> None:
         await self.mark.claim(mark, say)
 
+    async def is_marked(self) -> bool:
+        return self.listed_tag(PUBLISHING_NAME) is not None
+
     async def keep_claim(self) -> None:
         await self.mark.keep()
 

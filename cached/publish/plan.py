@@ -175,6 +175,19 @@ async def carry_out_plan(
     return plan
 
 
+async def clear_mark(plan: PublishPlan, destination: Destination, say: Say) -> None:
+    """Remove the mark that a publisher left which was killed after the manifest of this plan's version; leave that of a
+    living one. A failure is a message: the version is there."""
+    if not await destination.is_marked():
+        return
+    try:
+        await destination.claim(Mark.new(plan.content.manifest.digest), say)
+        await destination.unmark()
+    except HoldfastError as error:
+        if error.code != "another_publisher":
+            say(f"the mark of a publish that did not end stays: {error}")
+
+
 async def _renew_claim(destination: Destination, ended: asyncio.Event) -> None:
     """Renew the mark until `ended`; a renewal is never interrupted, or it could arrive after the mark is deleted."""
     while not ended.is_set():

@@ -143,6 +143,10 @@ class OciDestination:
     async def claim(self, mark: Mark, say: Say) -> None:
         """Do nothing: a version is invisible until its manifest is there."""
 
+    async def is_marked(self) -> bool:
+        """Return False: the tag moves in one step."""
+        return False
+
     async def keep_claim(self) -> None:
         """Do nothing, as `claim`."""
 

@@ -49,6 +49,7 @@ class S3Destination:
             S3MarkStore(self._client, self._writer, self._key(PUBLISHING_NAME)), self._address.display
         )
         self._slots = asyncio.Semaphore(requests)
+        self._is_marked = False  # as last listed
 
     @property
     def display(self) -> str:
@@ -62,6 +63,7 @@ class S3Destination:
         prefix = self._address.prefix
         wanted = {file.path for file in files}
         found = {item.key[len(prefix) :]: item for item in await self._client.objects(prefix)}
+        self._is_marked = PUBLISHING_NAME in found
         return {path: Stored(item.size, item.etag) for path, item in found.items() if path in wanted}
 
     async def vouches_for(self, upload: Upload, stored: Stored) -> bool:
@@ -91,6 +93,9 @@ class S3Destination:
 
     async def claim(self, mark: Mark, say: Say) -> None:
         await self._mark.claim(mark, say)
+
+    async def is_marked(self) -> bool:
+        return self._is_marked
 
     async def keep_claim(self) -> None:
         await self._mark.keep()

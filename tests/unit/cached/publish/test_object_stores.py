@@ -8,18 +8,20 @@ import hashlib
 import json
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from cached.conformance.cases import digest_of
 from cached.contract.errors import Permanent, Transient
-from cached.contract.manifest import FileEntry
+from cached.contract.manifest import PUBLISHING_NAME, FileEntry
 from cached.contract.snapshot.verify import hash_file
 from cached.publish import requests
 from cached.publish.azure.destination import AzureDestination
 from cached.publish.destination import PART_BYTES, Destination, Upload
 from cached.publish.gcs.destination import GcsDestination
+from cached.publish.mark import Mark
 from tests.support.object_stores import ENVIRONMENT, FakeAzureStore, FakeGcsStore
 from tests.support.publishing import published, tensors
 
@@ -84,6 +86,15 @@ def test_a_folder_has_one_digest_wherever_it_is_published(
     anywhere.put("config.json", b"[]")
     assert published(model, anywhere.uri, "--force", env=env)["uploaded_files"] == 1
     assert anywhere.files()["config.json"] == ODD["config.json"]
+
+
+def test_a_mark_beside_a_whole_version_is_removed(anywhere: FakeGcsStore | FakeAzureStore, tmp_path: Path) -> None:
+    """The mark of a publisher that was killed after the manifest does not stay: the next publish removes it."""
+    model, env = folder(tmp_path / "model", ODD), anywhere.environment
+    published(model, anywhere.uri, env=env)
+    anywhere.put(PUBLISHING_NAME, replace(Mark.new(digest_of(ODD)), ended=True).encode())
+    assert published(model, anywhere.uri, env=env)["uploaded_files"] == 0
+    assert PUBLISHING_NAME not in anywhere.files()
 
 
 def fail_once(path_part: str, method: str, status: int = 503) -> Callable[[str, str], tuple[int, bytes] | None]:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -39,18 +39,26 @@ class Place:
     uri: str
     env: Mapping[str, str]
     files: Callable[[], dict[str, bytes]]
+    put: Callable[[str, bytes], object]
 
 
 @pytest.fixture(params=["folder", "moto", pytest.param("rclone", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     if request.param == "folder":
-        return Place(str(tmp_path / "out"), {}, lambda: tree(tmp_path / "out"))
+        out = tmp_path / "out"
+
+        def write(path: str, data: bytes) -> None:
+            (out / path).parent.mkdir(parents=True, exist_ok=True)
+            (out / path).write_bytes(data)
+
+        return Place(str(out), {}, lambda: tree(out), write)
     server: S3Server = request.getfixturevalue(request.param)
     bucket = new_bucket(server)
     return Place(
         f"s3://{bucket}/m/",
         server.environment,
         lambda: {key.removeprefix("m/"): data for key, data in objects(server, bucket).items()},
+        lambda path, data: server.client().put_object(Bucket=bucket, Key=f"m/{path}", Body=data),
     )
 
 
@@ -105,6 +113,15 @@ def test_a_killed_publisher_is_taken_over_from(tmp_path: Path, place: Place) -> 
     done = publish(folder, place.uri, env=place.env)
     assert done.returncode == 0 and "taking over" in done.stderr, done.stderr
     assert set(place.files()) == {"holdfast.json", "s0.bin", "s1.bin", "s2.bin"}
+
+
+def test_a_mark_beside_a_whole_version_is_removed(tmp_path: Path, place: Place) -> None:
+    """The mark of a publisher that was killed after the manifest does not stay: the next publish removes it."""
+    folder = model(tmp_path / "A", "A", files=2)
+    digest = published(folder, place.uri, env=place.env)["digest"]
+    place.put(PUBLISHING_NAME, replace(Mark.new(Digest.parse(digest)), ended=True).encode())
+    assert published(folder, place.uri, env=place.env)["uploaded_files"] == 0
+    assert set(place.files()) == {"holdfast.json", "s0.bin", "s1.bin"}
 
 
 def test_a_publisher_that_gave_up_is_followed_at_once(tmp_path: Path, place: Place) -> None:
