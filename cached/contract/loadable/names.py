@@ -23,6 +23,7 @@ _INDEX = re.compile(r"\.(?P<format>safetensors|bin)\.index(?:\.[^./]+)?\.json$")
 _SHARD = re.compile(
     r"(?P<stem>.*?)-(?P<number>\d{5,})-of-(?P<count>\d{5,})(?P<rest>(?:\.[^./]+)?\.(?:safetensors|bin|gguf|pt|pth))"
 )
+_RANKS_PART = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")  # transformers' `is_sharded_checkpoint`
 CONFIG = "config.json"
 _CONFIGURATION = (
     *(CONFIG, "generation_config.json", "modules.json", "sentence_bert_config.json"),
@@ -57,6 +58,11 @@ def is_weights(path: str) -> bool:
     """Return whether a file holds weights, of any engine."""
     name = name_of(path)
     return name.lower().endswith(WEIGHT_SUFFIXES) and not name.startswith(".") and not _NO_WEIGHTS.fullmatch(name)
+
+
+def is_ranks_part(path: str) -> bool:
+    """Return whether a file at the root is what one rank wrote of a distributed checkpoint."""
+    return _RANKS_PART.fullmatch(path) is not None
 
 
 def index_format(path: str) -> str | None:

@@ -189,7 +189,15 @@ def _check_model(sizes: Mapping[str, int], read: Read) -> list[Finding]:
     ):
         message = f"{names.CONFIG} describes {architectures[0]}, and there is no file of weights"
         return [Finding("no_weights", names.CONFIG, message, "add the weights (*.safetensors) of the model")]
-    return _check_names(sizes, explicit) + _check_tokenizer(architectures, sizes, read)
+    parts = sorted(filter(names.is_ranks_part, sizes))
+    noted = [_distributed(parts)] if parts else _check_names(sizes, explicit)
+    return noted + _check_tokenizer(architectures, sizes, read)
+
+
+def _distributed(parts: list[str]) -> Finding:
+    message = f"{describe_names(parts)}: of a distributed checkpoint, which transformers alone loads, with all others"
+    remedy = "load it with transformers, and publish what `save_pretrained` writes; or remove what is left over"
+    return Finding("distributed", parts[0], message, remedy, fatal=False)
 
 
 def _check_names(sizes: Mapping[str, int], explicit: str | None) -> list[Finding]:

@@ -3,7 +3,8 @@
 Law: reads config.json and the index, and lists the folder; opens no weight file. The choice of the files is that of
 transformers' `from_pretrained` (5.23, `_get_resolved_checkpoint_files`): the file that config.json names, then
 `model.safetensors`, then its index. Beyond that a complete set of shards needs no index. Where there is an index, it
-decides which file each tensor comes from.
+decides which file each tensor comes from. A distributed checkpoint in the folder is refused: beside other weights
+transformers joins both, and takes each tensor from the file that its folder lists last.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cached.contract.loadable.names import is_ranks_part
 from server.weights.errors import WeightsError
 from server.weights.format.foreign import HEAD_BYTES, identify_stand_in
 from server.weights.format.safetensors import Header
@@ -129,6 +131,15 @@ def list_for_config(directory: Path, named: object) -> ShardListing:
 
 def find_shards(directory: Path, named: object) -> ShardListing | None:
     """As `list_for_config`, but return None where no file has a name that is looked for."""
+    parts = [path for path in _entries(directory) if is_ranks_part(path.name)]
+    if parts:
+        raise WeightsError(
+            "invalid_weights",
+            f"{directory}: expected whole weights, found ranks' parts of a distributed checkpoint: "
+            f"{_some([part.name for part in parts])}",
+            "load it with transformers, and publish what `save_pretrained` writes; or remove these files, if they are "
+            "left over",
+        )
     if named is not None:
         return _list_named(directory, named)
     if (directory / SINGLE_FILE).is_file():

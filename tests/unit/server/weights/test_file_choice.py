@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import save_file
+from transformers.distributed.checkpoint import is_sharded_checkpoint
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.loadable.findings import Finding, is_loadable
@@ -28,6 +29,7 @@ from tests.support.folders import (
     State,
     build_model,
     make,
+    set_field,
     write_index,
     write_shards,
 )
@@ -225,6 +227,30 @@ def test_a_file_that_is_not_taken_is_named_with_the_reason(name: str, reason: st
     assert remedy in caught.value.remedy
     assert caught.value.code == "no_weights"
     assert "README" not in str(caught.value)
+
+
+@pytest.mark.parametrize("other", [None, "model.safetensors", "named.safetensors"])
+def test_a_distributed_checkpoint_is_refused(other: str | None, states: tuple[State, State], tmp_path: Path) -> None:
+    """Parts that ranks wrote (torch's `HuggingFaceStorageWriter`) are no whole weights, and beside others transformers
+    joins both sets: every door refuses the folder by the parts' names, and a note tells it before."""
+    good, stale = states
+    part = "shard-00001-model-00001-of-00001.safetensors"
+
+    def case(folder: Path, *_: State) -> None:
+        if other is not None:
+            save_file(good, folder / other)
+            set_field(folder, other)
+        save_file(stale, folder / part)
+
+    folder = tmp_path / "model"
+    findings = judge(case, folder, architectures=["LlamaForCausalLM"])
+    assert [(one.code, one.path) for one in findings] == [("distributed", part)]
+    assert is_sharded_checkpoint(folder)
+    for read in (load_file, lambda found: load_pretrained(LLAMA, found), list_shards):
+        with pytest.raises(Permanent) as caught:
+            read(folder)
+        assert part in caught.value.message
+        assert "save_pretrained" in caught.value.remedy
 
 
 def test_an_override_of_the_named_file_is_heeded(states: tuple[State, State], tmp_path: Path) -> None:
