@@ -3,8 +3,8 @@ report which blobs are lost.
 
 Law: downloads nothing and trusts nothing new. Missing is not corrupt: a blob is restored from a snapshot's file, if
 that is the file that was verified, or hashes to the blob's name now. A possible last copy of its content is deleted
-only after its hash was wrong. A snapshot is restored only from committed blobs, marked as never verified, so that the
-scrub hashes it first.
+only after its hash was wrong. A snapshot is restored only from committed blobs; those that its record does not fit
+are marked as never verified, so that no gate takes them by record, and the scrub hashes them first.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import logging
 import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from cached.contract.digest import Digest
@@ -24,7 +24,7 @@ from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.program import limits
 from cached.contract.program.plain_files import READ_FLAGS, read_plain
 from cached.contract.reference import ModelRef
-from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
+from cached.contract.snapshot.verified import NEVER, VerifiedFile, VerifiedRecord
 from cached.contract.snapshot.verify import hash_file
 from cached.store import blobs, snapshots
 from cached.store.disk import durable, verity
@@ -33,7 +33,6 @@ _log = logging.getLogger(__name__)
 
 ROTTEN = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EILSEQ, errno.ENODATA})  # a read of corrupt data
 _RECORDS = ("manifest.json", "verified.json", "lease")
-NEVER = "1970-01-01T00:00:00Z"  # in the record of a file that was put back
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +69,9 @@ def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest
     """Restore a version's links, snapshot and names from the disk; leave its snapshot as it is if blobs are lost.
     Raises `HoldfastError` for a disk error."""
     with durable.disk_errors(f"restoring snapshot {digest}"):
-        rotten = find_rotten(layout, [(digest, manifest)], manifest.blob_sizes())
+        record = _read_record(layout.public.snapshot(digest))
+        recorded = {entry.sha256 for entry in manifest.files if entry.path in record and record[entry.path].is_hashed}
+        rotten = find_rotten(layout, [(digest, manifest)], recorded)  # the others wait for the scrub, or a gate
         for sha256 in rotten:  # made anew, the snapshot would have a record that fits it
             blobs.quarantine(layout, sha256)
         condemned = relink(layout, digest, manifest).union(rotten)
@@ -84,8 +85,9 @@ def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest
             and _has_manifest(layout, digest, manifest)
             and snapshots.is_whole(layout, digest, manifest)
         ):
+            record = _read_record(layout.public.snapshot(digest))  # of what is relinked too
             snapshots.delete(layout, digest)
-            snapshots.publish(layout, manifest, NEVER)
+            snapshots.publish(layout, manifest, NEVER, record)
         for ref in refs:
             if not is_named(layout, (ref,), digest):
                 folder = layout.public.model_link(ref).parent
@@ -99,7 +101,8 @@ def find_changed(
     layout: Layout, snapshots_here: Iterable[tuple[Digest, Manifest]], sha256s: Collection[str]
 ) -> set[str]:
     """Return those of these blobs that are not as any record says that they were when they were hashed, though one is
-    of the same file: they were written to since. A record costs a read, a blob in it a system call."""
+    of the same file, or a snapshot links them and has no record of a hash: they were written to since, or nothing
+    tells. A record costs a read, a blob in it a system call."""
     left, changed = set(sha256s), set[str]()
     for digest, manifest in snapshots_here:
         if not left:
@@ -125,16 +128,20 @@ def find_rotten(
     """Hash what `find_changed` finds; return those with a wrong hash."""
     changed = sorted(find_changed(layout, snapshots_here, sha256s))
     for sha256 in changed:
-        _log.warning("blob %s: it was written to since it was hashed: hashing it again", sha256)
+        _log.warning("blob %s: no record fits it: hashing it again", sha256)
     return _find_wrong(layout, changed)
 
 
 def find_rotten_unlisted(layout: Layout, digest: Digest) -> list[str]:
-    """Do the same for a snapshot whose manifest went bad: its record and inodes say which blobs it links. A blob costs
+    """Do the same for a snapshot whose manifest went bad: its files' inodes say which blobs it links. A blob costs
     nothing but its entry in a folder, unless a file does not fit the record."""
     snapshot = layout.public.snapshot(digest)
     record = _read_record(snapshot)
-    changed = {seen.ino for path, seen in record.items() if _fits_if_same(snapshot.path / path, seen) is False}
+    changed = set()
+    for path in _files_below(snapshot.path):
+        seen = record.get(os.fspath(path.relative_to(snapshot.path)))
+        if _fits_if_same(path, seen) is False:
+            changed.add(os.lstat(path).st_ino)
     if not changed:
         return []
     return _find_wrong(layout, [blob.name for blob in blobs.list_blobs(layout) if blob.inode() in changed])
@@ -226,15 +233,15 @@ def _read_record(snapshot: SnapshotLayout) -> dict[str, VerifiedFile]:
 
 
 def _fits_if_same(path: Path, seen: VerifiedFile | None) -> bool | None:
-    """Return whether a file is as it was when it was hashed; None where that was another file, it
-    is missing, or nothing was seen."""
-    if seen is None:
-        return None
+    """Return whether a file is as it was when it was hashed, and that is recorded; None where that was another file, or
+    it is missing."""
     try:
         found = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return _fits(found, seen) if found.st_ino == seen.ino else None
+    if seen is None or not seen.is_hashed:
+        return False
+    return seen.fits(found) if found.st_ino == seen.ino else None
 
 
 def _is_file(path: Path) -> bool:
@@ -280,13 +287,9 @@ def _hash(path: Path) -> str | None:
 
 
 def _is_unchanged(path: Path, seen: VerifiedFile) -> bool:
-    """Return whether a file is the one that was hashed; ignore the fs-verity digest."""
+    """Return whether a file is the one that was hashed."""
     try:
         found = os.lstat(path)
     except OSError:
         return False
-    return _fits(found, seen)
-
-
-def _fits(found: os.stat_result, seen: VerifiedFile) -> bool:
-    return stat.S_ISREG(found.st_mode) and VerifiedFile.of(found, seen.verified_at) == replace(seen, verity=None)
+    return seen.is_hashed and seen.fits(found)

@@ -12,6 +12,7 @@ import shutil
 import stat
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,12 +39,15 @@ class Draft:
     folders: tuple[Path, ...]
 
 
-def publish(layout: Layout, manifest: Manifest, verified_at: str) -> Digest:
+def publish(
+    layout: Layout, manifest: Manifest, verified_at: str, recorded: Mapping[str, VerifiedFile] | None = None
+) -> Digest:
     """Create the snapshot of `manifest`, whose blobs are all committed, unless it exists undamaged; return its digest.
-    `verified_at` is when the blobs' sha256 were last computed, as `contract.status.timestamp` writes it. Raises
-    `HoldfastError`: `Transient` (`blob_gone`) if a blob went into quarantine during the call."""
+    `verified_at` is when the blobs' sha256 were last computed, as `contract.status.timestamp` writes it; those that
+    are as an earlier record of the snapshot says (`recorded`) keep its time. Raises `HoldfastError`: `Transient`
+    (`blob_gone`) if a blob went into quarantine during the call."""
     with building:
-        draft = build(layout, manifest, verified_at)
+        draft = build(layout, manifest, verified_at, recorded)
         if draft is not None:
             try:
                 sync(draft)
@@ -56,7 +60,9 @@ def publish(layout: Layout, manifest: Manifest, verified_at: str) -> Digest:
     return manifest.digest
 
 
-def build(layout: Layout, manifest: Manifest, verified_at: str) -> Draft | None:
+def build(
+    layout: Layout, manifest: Manifest, verified_at: str, recorded: Mapping[str, VerifiedFile] | None = None
+) -> Draft | None:
     """Build the snapshot of `manifest` under a temporary name; return None if it exists undamaged. Next come `sync` and
     `place_unsynced`, or `abandon`; hold `building` until then. Raises as `publish`."""
     data = manifest.canonical()
@@ -68,7 +74,7 @@ def build(layout: Layout, manifest: Manifest, verified_at: str) -> Draft | None:
             if _has_manifest(final, data) and is_whole(layout, digest, manifest):
                 return None
             delete(layout, digest)
-        return Draft(digest, tree, _build(layout, tree, manifest, data, verified_at))
+        return Draft(digest, tree, _build(layout, tree, manifest, data, verified_at, recorded or {}))
     except OSError as error:
         failure = durable.disk_error(error, f"publishing snapshot {digest}")  # before the cleanup changes the disk
         shutil.rmtree(tree.path, ignore_errors=True)
@@ -236,7 +242,12 @@ def _has_manifest(snapshot: SnapshotLayout, data: bytes) -> bool:
 
 
 def _build(
-    layout: Layout, snapshot: SnapshotLayout, manifest: Manifest, data: bytes, verified_at: str
+    layout: Layout,
+    snapshot: SnapshotLayout,
+    manifest: Manifest,
+    data: bytes,
+    verified_at: str,
+    recorded: Mapping[str, VerifiedFile],
 ) -> tuple[Path, ...]:
     """Build the tree of a snapshot, not durable; return its folders, each after its parent."""
     top = snapshot.path
@@ -249,8 +260,10 @@ def _build(
         path = top / entry.path
         os.link(layout.blob(entry.sha256), path, follow_symlinks=False)
         found = os.lstat(path)
-        # A blob from before this publication was last hashed when it was written.
-        hashed_at = min(verified_at, timestamp(found.st_mtime))
+        hashed_at = min(verified_at, timestamp(found.st_mtime))  # a blob from before was hashed when it was written
+        seen = recorded.get(entry.path)
+        if seen is not None and seen.fits(found):
+            hashed_at = seen.verified_at
         record[entry.path] = VerifiedFile.of(found, hashed_at, verity.digest(path))
     durable.write_unsynced(snapshot.manifest, data, durable.READ_ONLY_MODE)
     durable.write_unsynced(snapshot.verified, VerifiedRecord(record).encode(), durable.READ_ONLY_MODE)

@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 from dataclasses import dataclass, fields
 
 from cached.contract.errors import Permanent
 from cached.contract.status import encode
 
+NEVER = "1970-01-01T00:00:00Z"  # of a file that was put back on this node, and not hashed since
+
 
 @dataclass(frozen=True, slots=True)
 class VerifiedFile:
     """One file at the time `verified_at` when its sha256 was computed: inode, size in bytes, mtime. `verity`: the
-    fs-verity digest of its seal at that time, as `sha256:<hex>`; None without a seal."""
+    fs-verity digest of its seal at that time, as `sha256:<hex>`; None without a seal. At the time `NEVER` it was not
+    computed: the rest vouches for nothing."""
 
     ino: int
     size: int
@@ -25,8 +29,17 @@ class VerifiedFile:
     verity: str | None = None
 
     @classmethod
-    def of(cls, stat: os.stat_result, verified_at: str, verity: str | None = None) -> VerifiedFile:
-        return cls(stat.st_ino, stat.st_size, stat.st_mtime_ns, verified_at, verity)
+    def of(cls, found: os.stat_result, verified_at: str, verity: str | None = None) -> VerifiedFile:
+        return cls(found.st_ino, found.st_size, found.st_mtime_ns, verified_at, verity)
+
+    @property
+    def is_hashed(self) -> bool:
+        """Return whether its sha256 was computed at all."""
+        return self.verified_at != NEVER
+
+    def fits(self, found: os.stat_result) -> bool:
+        """Return whether a file is as it was when it was hashed; ignore its seal."""
+        return stat.S_ISREG(found.st_mode) and VerifiedFile.of(found, self.verified_at, self.verity) == self
 
 
 _KEYS = tuple(f.name for f in fields(VerifiedFile))

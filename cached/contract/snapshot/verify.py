@@ -43,7 +43,7 @@ _SEAL_ALGORITHMS = {1: "sha256", 2: "sha512"}
 # A kernel or file system without fs-verity, a sandbox without ioctls (gVisor, virtiofs), a seccomp profile.
 _NO_VERITY = frozenset({errno.ENOTTY, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM, errno.EINVAL})
 _REMEDY = "the bytes on the node changed after they were verified: `holdfast verify` on the node, then look at its disk"
-
+_UNHASHED = "the daemon hashes it soon; `holdfast verify` on the node has it hashed now"
 _STRAY_REMEDY = (
     "it was put into the snapshot by hand: `holdfast verify` on the node deletes it, then find out which program or "
     "person writes below the root"
@@ -103,9 +103,9 @@ def _parse_manifest(data: bytes, found: Digest, pin: Digest | None) -> Manifest:
 
 
 def check_record(snapshot: SnapshotLayout, manifest: Manifest) -> None:
-    """Check that every file exists, is a plain file, and matches `verified.json`: by its fs-verity seal, if it has one,
-    else, or where the kernel cannot report the seal, by inode and mtime, and that nothing else is there. Hashes
-    nothing. Raises `DigestMismatch`, or `Permanent` (`invalid_record`, `unreadable`), or `Transient`
+    """Check that every file exists, is a plain file, was hashed, and matches `verified.json`: by its fs-verity seal, if
+    it has one, else, or where the kernel cannot report the seal, by inode and mtime, and that nothing else is there.
+    Hashes nothing. Raises `DigestMismatch`, or `Permanent` (`invalid_record`, `unreadable`), or `Transient`
     (`no_descriptor`)."""
     record = VerifiedRecord.parse(_read(snapshot.verified))
     for entry in manifest.files:
@@ -113,6 +113,8 @@ def check_record(snapshot: SnapshotLayout, manifest: Manifest) -> None:
         verified = record.files.get(entry.path)
         if verified is None:
             raise DigestMismatch(f"{entry.path}: verified record", "an entry", "none", _REMEDY)
+        if not verified.is_hashed:
+            raise DigestMismatch(f"{entry.path}: its last hash", "a time", "none since it was put back", _UNHASHED)
         if verified.size != entry.size:
             raise DigestMismatch(f"{entry.path}: recorded size in bytes", str(entry.size), str(verified.size), _REMEDY)
         seal = NoSeal.UNKNOWN if verified.verity is None else _seal_of(snapshot, entry)

@@ -13,7 +13,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal, Protocol
@@ -307,7 +307,7 @@ class _Check:
         except OSError:
             return False
         seen = record.get(path)
-        return seen is not None and replace(seen, verity=None) == VerifiedFile.of(found, seen.verified_at)
+        return seen is not None and seen.is_hashed and seen.fits(found)
 
     def _take(self) -> FileEntry | None:
         with self._lock:

@@ -37,7 +37,6 @@ from cached.node.integrity.repairs import Repairs, repair
 from cached.node.integrity.scrub_plan import EARLIEST, OldestHash, ScrubPlan
 from cached.node.inventory import Inventory
 from cached.store.disk.verity import Sealing
-from cached.store.repair import NEVER
 
 _log = logging.getLogger(__name__)
 
@@ -254,7 +253,7 @@ def _age_s(seen: VerifiedFile | None) -> float:
     """Return the seconds since a file was hashed; infinity for a file that was put back and not hashed since, and for a
     time in the future (a clock was set back since): that file comes first, or it would come last until the clock
     reaches that time."""
-    hashed = None if seen is None or seen.verified_at == NEVER else _parse(seen.verified_at)
+    hashed = None if seen is None or not seen.is_hashed else _parse(seen.verified_at)
     age_s = -1.0 if hashed is None else time.time() - hashed
     return age_s if age_s >= 0 else math.inf
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.reference import ModelRef
+from tests.support.bitrot import flip
 from tests.support.daemon import DaemonProcess, daemon_process, model, prefetched, publish_files
 from tests.support.gates import Gates
 
@@ -54,6 +55,23 @@ def test_a_version_that_shares_it_is_not_published_with_it(daemon: DaemonProcess
     assert daemon.files(OTHER) == SHARED
     _gate(gates, V1)
     assert daemon.files(V1) == FILES
+    assert len(list(daemon.layout.quarantine.iterdir())) == 1
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["put back", "unreadable"])
+def test_nor_where_its_record_is_gone(daemon: DaemonProcess, gates: Gates, kept: bool) -> None:
+    """A blob that no record speaks of any more is hashed before a version that shares it is published."""
+    record = daemon.path(V1) / ".holdfast" / "verified.json"
+    if kept:
+        record.unlink()
+        daemon.wait(lambda: "is whole again" in daemon.log(), "another record")
+    else:
+        record.chmod(0o644)
+        record.write_text("{")
+    flip(daemon.path(V1) / "a.bin")
+    daemon.pull("other@v1")
+    _gate(gates, OTHER)
+    assert daemon.files(OTHER) == SHARED
     assert len(list(daemon.layout.quarantine.iterdir())) == 1
 
 

@@ -146,6 +146,22 @@ def _delete_record(daemon: DaemonProcess) -> None:
     (daemon.path(V1) / ".holdfast" / "verified.json").unlink()
 
 
+def _delete_record_and_flip(daemon: DaemonProcess) -> None:
+    _delete_record(daemon)
+    _flip(daemon)
+
+
+def _delete_records_and_flip(daemon: DaemonProcess) -> None:
+    shutil.rmtree(daemon.path(V1) / ".holdfast")
+    _flip(daemon)
+
+
+def _delete_snapshot_and_flip(daemon: DaemonProcess) -> None:
+    blobs = [blob for blob in daemon.layout.blobs.glob("*/*") if blob.stat().st_size == len(FILES["a.bin"])]
+    shutil.rmtree(daemon.path(V1).resolve())
+    flip(blobs[0])
+
+
 def _link_elsewhere(daemon: DaemonProcess) -> None:
     link = daemon.path(V1)
     link.unlink()
@@ -204,6 +220,45 @@ def test_what_a_gate_refuses_is_put_right_at_once(
     assert "asked to look" not in again.said()
     lasting.wait_state(V1, "ready")
     gates.end()
+
+
+@pytest.mark.parametrize(
+    ("fault", "is_down"),
+    [
+        (_delete_record_and_flip, False),
+        (_delete_record_and_flip, True),
+        (_delete_records_and_flip, False),
+        (_delete_records_and_flip, True),
+        (_delete_snapshot_and_flip, False),
+    ],
+)
+def test_wrong_bytes_without_their_record_do_not_open_a_gate(
+    daemon: DaemonProcess, gates: Gates, fault: Callable[[DaemonProcess], None], is_down: bool
+) -> None:
+    """Where the record is gone nothing tells whether the bytes are those that were hashed: a gate in mode `record`
+    opens on the right ones only, after the daemon hashed them."""
+    if is_down:
+        daemon.kill()
+    fault(daemon)
+    if is_down:
+        daemon.start()
+    daemon.wait(lambda: (daemon.path(V1) / ".holdfast" / "verified.json").exists(), "a record")
+    gate = gates.start_bare(*GATE)
+    assert gate.wait() == 0, gate.said() + daemon.log()
+    assert daemon.files(V1) == FILES
+    assert len(list(daemon.layout.quarantine.iterdir())) == 1
+
+
+def test_a_part_that_was_put_back_is_not_waited_for(daemon: DaemonProcess, gates: Gates) -> None:
+    """Where a file or the lease was deleted, and the record fits the rest, the snapshot keeps the times of its hashes:
+    a gate opens without a hash of all of it."""
+    before = (daemon.path(V1) / ".holdfast" / "verified.json").read_bytes()
+    (daemon.path(V1) / ".holdfast" / "lease").unlink()
+    daemon.wait(lambda: "is whole again" in daemon.log(), "the repair")
+    gate = gates.start_bare(*GATE)
+    assert gate.wait() == 0, gate.said() + daemon.log()
+    assert "asked to look" not in gate.said()
+    assert (daemon.path(V1) / ".holdfast" / "verified.json").read_bytes() == before
 
 
 @pytest.mark.parametrize("fault", [_add_file, _add_below, _add_folder])
