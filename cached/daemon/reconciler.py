@@ -17,8 +17,6 @@ from typing import TypeVar
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, Transient
-from cached.contract.program.events import describe_error
-from cached.contract.program.logs import about
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.core import planner
@@ -99,7 +97,7 @@ class Reconciler:
         self._sweep_is_due = True  # there may be unused blobs: at first, those of an earlier daemon
         self._log_once = LogOnce(_log)
         self._has_failed = False  # the last plan: the disk failed
-        self._statuses = VersionStatuses(state.status_files, state.inventory)
+        self._statuses = VersionStatuses(state)
 
     # --- commands --------------------------------------------------------------------------------------------------
 
@@ -164,7 +162,7 @@ class Reconciler:
         if ref in self._versions.fetching:
             self._handle(ref, planner.Cancel(ref))
         else:
-            self._statuses.show_idle(self._versions.get(ref), self._state.catalog)
+            self._statuses.show_idle(ref)
         self._dirty.add(ref)
         self._sweep_is_due = True
         self._work.set()
@@ -188,7 +186,7 @@ class Reconciler:
         """Show the status of a version whose files were hashed again, unless a fetch of it shows its own."""
         status = self._status_files.get(ref)
         if not self._state.is_fetched(ref) and status is not None and status.state is State.VERIFYING:
-            self._statuses.show_idle(self._versions.get(ref), self._state.catalog)
+            self._statuses.show_idle(ref)
 
     def refresh(self) -> None:
         """Update the demand, and carry out the steps of the versions that pods, catalog or time changed."""
@@ -204,15 +202,14 @@ class Reconciler:
         dirty, self._dirty = self._dirty, set()
         self._statuses.compare(dirty, self._state.catalog)
         for ref in dirty:
-            refused_pins, forbidden = self._state.index.get_refused_pins(ref), self._state.index.get_forbidden(ref)
-            self._statuses.show_refusals(self._versions.get(ref), refused_pins, forbidden)
+            self._statuses.show_refusals(ref)
         updates = {ref: self._make_update(ref) for ref in dirty}
         self._carry_out(self._versions.handle_all(updates, self._clock()))
         for step in self._plan_versions(updates):
             self._apply(step)
         self._update_demand(self._state.catalog)  # without the answered pulls
         for ref in dirty:
-            self._statuses.show_pinned(self._versions.get(ref), self._state.catalog)
+            self._statuses.show_pinned(ref)
         self._observe_fills()
 
     def wake(self) -> None:
@@ -419,7 +416,7 @@ class Reconciler:
 
     def _carry_out(self, steps: Iterable[Step]) -> None:
         for step in steps:
-            self._show(step)
+            self._statuses.show(step)
             self._execute(step)
         self._set_timer()
 
@@ -439,24 +436,6 @@ class Reconciler:
                 self._sweep_is_due = True
                 self._dirty.add(ref)
                 self._work.set()
-
-    def _show(self, step: Step) -> None:
-        match step:
-            case messages.ShowQueued(ref, want):
-                if (digest := self._inventory.models.get(ref)) is not None:
-                    _log.info("%s: resolving again, because the want changed; until then %s stays", ref, digest)
-                self._status_files.reset(ref, State.QUEUED, "", want.pin)
-            case messages.ShowTrouble(ref, error):
-                _log.warning("%s: %s", ref, ref.drop_name(str(error)), extra=about(**describe_error(error)))
-                self._status_files.set_error(ref, State.QUEUED, error)
-            case messages.LogFailure(ref, failure):
-                _log.error("%s: %s", ref, ref.drop_name(str(failure)), extra=about(**describe_error(failure)))
-            case messages.ShowFailed(ref, failure):
-                self._statuses.show_failed(ref, failure)
-            case messages.ShowRefused(ref, refusal):
-                self._statuses.show_refused(self._versions.get(ref), refusal, self._state.catalog)
-            case messages.ShowIdle(ref):
-                self._statuses.show_idle(self._versions.get(ref), self._state.catalog)
             case messages.CountWant(_, result):
                 self._metrics.count_request(result)
             case messages.CountWait(_, seconds):
