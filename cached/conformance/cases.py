@@ -60,42 +60,26 @@ async def run_case(name: str, place: Place, puller: Puller) -> None:
 async def listing(place: Place, puller: Puller) -> None:
     """Every file below the location is listed once, by its path and with its size if the source has sizes; the pulled
     version has the manifest digest of the contents."""
-    place.put(FILES)
-    async with _opened(place) as source:
-        found = await source.resolve()
-        _expect_files(found, FILES)
-        expect(await puller.fetch(source, found) == digest_of(FILES), "expected the manifest digest of the contents")
-        expect(len(found.identity) == 64, "expected an identity of 64 hex digits", found.identity)
-        expect(len({file.key for file in found.files}) == len(FILES), "expected a key of its own for each file")
+    found = await _expect_pulled(place, puller, FILES, "the manifest digest of the contents")
+    expect(len(found.identity) == 64, "expected an identity of 64 hex digits", found.identity)
+    expect(len({file.key for file in found.files}) == len(FILES), "expected a key of its own for each file")
 
 
 async def odd_names(place: Place, puller: Puller) -> None:
     """Spaces, accents, `%`, `+`, `#`, `?`, `&` and other scripts are part of names, in listings and in addresses."""
-    place.put(ODD)
-    async with _opened(place) as source:
-        found = await source.resolve()
-        _expect_files(found, ODD)
-        expect(await puller.fetch(source, found) == digest_of(ODD), "expected the bytes of files with odd names")
+    await _expect_pulled(place, puller, ODD, "the bytes of files with odd names")
 
 
 async def dot_files(place: Place, puller: Puller) -> None:
     """A name that begins with a dot is a name."""
     files = {".hidden.json": b"{}", "config.json": b"{}", ".folder/model.bin": b"x"}
-    place.put(files)
-    async with _opened(place) as source:
-        found = await source.resolve()
-        _expect_files(found, files)
-        expect(await puller.fetch(source, found) == digest_of(files), "expected the files whose names begin with a dot")
+    await _expect_pulled(place, puller, files, "the files whose names begin with a dot")
 
 
 async def empty_files(place: Place, puller: Puller) -> None:
     """A file without bytes is a file."""
     files = {"config.json": b"{}", "empty.txt": b"", "sub/empty.bin": b""}
-    place.put(files)
-    async with _opened(place) as source:
-        found = await source.resolve()
-        _expect_files(found, files)
-        expect(await puller.fetch(source, found) == digest_of(files), "expected empty files in the version")
+    await _expect_pulled(place, puller, files, "empty files in the version")
 
 
 async def pagination(place: Place, _puller: Puller) -> None:
@@ -382,6 +366,16 @@ async def _error(attempt: Awaitable[object]) -> HoldfastError | None:
     except HoldfastError as error:
         return error
     return None
+
+
+async def _expect_pulled(place: Place, puller: Puller, files: Mapping[str, bytes], what: str) -> Listing:
+    """Put files and expect that they are listed, and pulled as a version; return the listing."""
+    place.put(files)
+    async with _opened(place) as source:
+        found = await source.resolve()
+        _expect_files(found, files)
+        expect(await puller.fetch(source, found) == digest_of(files), f"expected {what}")
+        return found
 
 
 def _expect_files(found: Listing, files: Mapping[str, bytes]) -> None:
