@@ -22,19 +22,6 @@ class Load:
     serving: int = 1
     waiting: int = 0
 
-    @property
-    def total(self) -> int:
-        """Both together."""
-        return self.serving + self.waiting
-
-
-@dataclass(frozen=True, slots=True)
-class Offers:
-    """The `pieces` that any neighbour has, and `free`: those of the neighbours that may be asked for one more."""
-
-    pieces: int
-    free: int
-
 
 @dataclass(slots=True)
 class _Neighbour:
@@ -55,7 +42,7 @@ class Neighbours:
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._nodes: dict[str, _Neighbour] = {}
-        self._offers: Offers | None = None  # None: not joined since the last change
+        self._offers: tuple[int, int] | None = None  # None: not joined since the last change
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._nodes)
@@ -82,7 +69,7 @@ class Neighbours:
     def hear(self, address: str, have: int, load: Load, now: float) -> None:
         """Note what a neighbour has, and how busy it is."""
         if (node := self._nodes.get(address)) is not None:
-            node.have, node.heard_at, node.load = have, now, load.total
+            node.have, node.heard_at, node.load = have, now, load.serving + load.waiting
             self._offers = None
 
     def forget_pieces(self, address: str, now: float) -> None:
@@ -108,7 +95,7 @@ class Neighbours:
         """Count a piece that a neighbour gave; note how busy it is."""
         if (node := self._nodes.get(address)) is not None:
             node.gave += 1
-            node.load = load.total
+            node.load = load.serving + load.waiting
 
     def list_unheard(self, wanted: int, now: float) -> list[str]:
         """Return the neighbours to ask what they have: those not heard for a while that have none of `wanted`."""
@@ -116,15 +103,16 @@ class Neighbours:
             address for address, node in self._nodes.items() if now >= node.heard_at + POLL_S and not node.have & wanted
         ]
 
-    def join_offers(self) -> Offers:
-        """Return what all have: most looks for a piece of a blob find none, and need no more than this."""
+    def join_offers(self) -> tuple[int, int]:
+        """Return the pieces that any neighbour has, and those of the neighbours that may be asked for one more: most
+        looks for a piece of a blob find none, and need no more than these."""
         if self._offers is None:
             pieces = free = 0
             for node in self._nodes.values():
                 pieces |= node.have
                 if node.is_free:
                     free |= node.have
-            self._offers = Offers(pieces, free)
+            self._offers = pieces, free
         return self._offers
 
     def choose(self, wanted: int) -> tuple[str, int] | None:

@@ -314,12 +314,12 @@ class Swarm:
 
     def _choose_from_neighbours(self, wanted: int, now: float) -> PieceRequest | None:
         """Return a random piece of the least busy neighbour that has one."""
-        offers = self._neighbours.join_offers()
-        if not wanted & offers.pieces:
+        offered, free = self._neighbours.join_offers()
+        if not wanted & offered:
             return None
         self._promised_at = now  # also of what cannot be checked yet
         checkable = wanted & self._checkable
-        found = self._neighbours.choose(checkable) if checkable & offers.free else None
+        found = self._neighbours.choose(checkable) if checkable & free else None
         return None if found is None else PieceRequest(pick(found[1], self._rng), found[0])
 
     def _is_put_off(self, now: float) -> bool:
