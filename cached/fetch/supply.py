@@ -112,7 +112,7 @@ SupplyMaker = Callable[[Callable[[], None]], Supply]  # of a call that wakes the
 
 
 class OriginSupply:
-    """The origin alone, in order: each download's supply, unless there are peers."""
+    """The origin alone, in order: each download's supply, unless there are peers; nothing is told to other nodes."""
 
     keeps_chain = False
 

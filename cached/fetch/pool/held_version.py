@@ -16,7 +16,7 @@ from cached.contract.errors import HoldfastError
 from cached.contract.manifest import Manifest
 from cached.fetch.blob import BlobSpec, Segment
 from cached.fetch.small_attempt import is_small
-from cached.fetch.supply import Assignment, PeerPiece, Receipt, SupplyMaker
+from cached.fetch.supply import Assignment, OriginSupply, PeerPiece, SupplyMaker
 from cached.peers.pieces import Piece
 from cached.transport.target import HttpTarget
 
@@ -86,17 +86,8 @@ class VersionAtPeers:
     holders: Holders
 
 
-class _SmallSupply:
-    """The supply of one small blob, a `Supply`: each holder once, then the origin, and so on."""
-
-    keeps_chain = False
-
-    def note_chain(self, states: bytes) -> None:
-        """Do nothing: it is no piece."""
-
-    def pause_origin(self, until: float) -> bool:  # noqa: ARG002 - the holders were all asked before
-        """Return False: holder and origin are asked in turn."""
-        return False
+class _SmallSupply(OriginSupply):
+    """The supply of one small blob: each holder once, then the origin, and so on."""
 
     def __init__(self, holders: Holders, sha256: str, size: int) -> None:
         self._holders = holders
@@ -113,24 +104,7 @@ class _SmallSupply:
         self._tried.append(piece.peer)
         return Assignment(Segment(0, self._size), piece)
 
-    def has_work(self, segments: Sequence[Segment]) -> bool:
-        """Return whether a segment is left."""
-        return bool(segments)
-
-    def is_waited_for(self) -> bool:
-        """Return False: no fetch waits for it here."""
-        return False
-
-    def received(self, assignment: Assignment, receipt: Receipt) -> None:
-        """Do nothing: the blob is whole."""
-
     def failed(self, assignment: Assignment, error: HoldfastError | None) -> None:
         """Leave the holder, unless it was only busy or this node interrupted it."""
         if assignment.piece is not None and error is not None and error.code not in BUSY:
             self._holders.leave(assignment.piece.peer)
-
-    def lose(self) -> None:
-        """Do nothing: no part of a small blob is kept."""
-
-    def distrust(self) -> None:
-        """Do nothing: a holder's bytes are checked by the blob's own sha256."""
