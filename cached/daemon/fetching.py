@@ -62,11 +62,9 @@ async def start_fetching(
     publisher = _make_publisher(node)
     await publisher.discard(remains.damaged)
     publisher.report_published()
-    joining = open_pool(config.pool, node.layout, lambda: node.cluster.labels, node.metrics.add_peers, tls)
-    pool = await _join_pool(stack, node, joining)
-    list_timeout_s = _LISTING_STALLS * config.stall_timeout_s
+    pool = await _join_pool(stack, node, config, tls)
     open_ = partial(_open_source, client)
-    lister = SourceLister(open_, node.metrics, list_timeout_s)
+    lister = SourceLister(open_, node.metrics, _LISTING_STALLS * config.stall_timeout_s)
     fetches = VersionFetches(
         layout=node.layout,
         ledger=node.ledger,
@@ -115,9 +113,10 @@ def _start_workers(
 
 
 async def _join_pool(
-    stack: contextlib.AsyncExitStack, node: OpenedNode, joining: contextlib.AbstractContextManager[PoolNode | None]
+    stack: contextlib.AsyncExitStack, node: OpenedNode, config: Config, tls: PoolTls | None
 ) -> PoolNode | None:
     """Join the pool, if there is one; `stack` leaves it."""
+    joining = open_pool(config.pool, node.layout, lambda: node.cluster.labels, node.metrics.add_peers, tls)
     pooled = contextlib.ExitStack()
     stack.push_async_callback(asyncio.to_thread, pooled.close)
     return await node.blocking.run(pooled.enter_context, joining)

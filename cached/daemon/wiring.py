@@ -157,11 +157,19 @@ def _list_upkeep_tasks(
 ) -> dict[str, Coroutine[Any, Any, None]]:
     """Return the tasks that keep what is here right: compared with the disk, hashed again, and indexed."""
     inspection = _make_inspection(node, fetching, marks)
+    doubts = Doubts(
+        layout=node.layout,
+        inventory=node.inventory,
+        blocking=node.blocking,
+        recheck=recheck,
+        check_names=inspection.check,
+        bell=node.tree_watch,
+    )
     tasks = {
         "inspection": _inspect(inspection, fetching.reconciler),
         "recount": inspection.run_recounts(),
         "recheck": recheck.run(),
-        "doubts": _make_doubts(node, recheck, inspection).run(),
+        "doubts": doubts.run(),
         "index": node.start_index.run(fetching.state.is_fetching),
     }
     if config.scrub_rate > 0:
@@ -212,17 +220,6 @@ def _make_recheck(node: OpenedNode, reconciler: Reconciler) -> Recheck:
         versions=reconciler,
         count_bad=partial(node.metrics.verify_failed, "recheck"),
         count_outcome=node.metrics.count_recheck,
-    )
-
-
-def _make_doubts(node: OpenedNode, recheck: Recheck, inspection: Inspection) -> Doubts:
-    return Doubts(
-        layout=node.layout,
-        inventory=node.inventory,
-        blocking=node.blocking,
-        recheck=recheck,
-        check_names=inspection.check,
-        bell=node.tree_watch,
     )
 
 
