@@ -30,7 +30,8 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.status import State, timestamp
-from cached.store import recovery, snapshots
+from cached.store.start import recovery
+from cached.store.version import snapshots
 
 _MIB = 1024 * 1024
 _FILE_BYTES = 4096

@@ -32,7 +32,7 @@ from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import Verdict
 from cached.contract.trust import Trust
-from cached.store import fetch_records
+from cached.store.version import fetch_records
 
 _SETTLE_S = 8.0  # after which a daemon has done what its start left to do
 _PAUSE_S = 0.5  # between scrapes: a page takes at most a tenth of the wall time

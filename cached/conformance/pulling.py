@@ -24,9 +24,9 @@ from cached.fetch.resolving.locator import Locator
 from cached.fetch.resolving.wanted_files import blob_spec
 from cached.fetch.workers import Workers, WorkerSettings
 from cached.sources.base import Source
-from cached.store import recovery
-from cached.store.digest_journal import DigestJournal
+from cached.store.blob.digest_journal import DigestJournal
 from cached.store.disk.verity import Sealing
+from cached.store.start import recovery
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.settings import HttpSettings

@@ -38,9 +38,9 @@ from cached.fetch.downloads import DownloadSpace
 from cached.fetch.received import ReceivedBlobs, received_id
 from cached.fetch.resolving.selection import judge_blobs
 from cached.fetch.small_attempt import SMALL_BYTES
-from cached.store import blobs
-from cached.store.fetch_records import FetchRecord
-from cached.store.publication import Publication
+from cached.store.blob import blobs
+from cached.store.version.fetch_records import FetchRecord
+from cached.store.version.publication import Publication
 
 T = TypeVar("T")
 

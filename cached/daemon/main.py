@@ -30,7 +30,7 @@ from cached.daemon.config import Config, parse_config
 from cached.daemon.http.server import MOST_CONNECTIONS
 from cached.daemon.wiring import run_node
 from cached.node.log_once import LogOnce
-from cached.store import recovery
+from cached.store.start import recovery
 
 _log = logging.getLogger("holdfast")
 

@@ -28,10 +28,10 @@ from cached.node.start_index import StartIndex
 from cached.node.status_files import AdoptedVersion, StatusFiles
 from cached.node.threads import Blocking
 from cached.node.tree_watch import TreeWatch
-from cached.store import recovery
-from cached.store.digest_journal import DigestJournal
+from cached.store.blob.digest_journal import DigestJournal
 from cached.store.disk import durable, verity
 from cached.store.disk.root import Root, list_remarks
+from cached.store.start import recovery
 
 _log = logging.getLogger("holdfast")
 

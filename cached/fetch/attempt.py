@@ -22,12 +22,12 @@ from cached.contract.program import limits
 from cached.fetch.blob import SEGMENT_BYTES, BlobHashes, BlobSpec, NoRanges, Segment, Verified
 from cached.fetch.supply import Assignment, Supply
 from cached.peers.chaining import ChainStep
-from cached.store import blobs
-from cached.store.digest_journal import DigestJournal
+from cached.store.blob import blobs
+from cached.store.blob.digest_journal import DigestJournal
+from cached.store.blob.group_commit import GroupCommit, read_back
+from cached.store.blob.ingest import ALIGNMENT, Ingest, allocated_bytes, forget
+from cached.store.blob.ranges import Ranges
 from cached.store.disk.verity import Sealing, seal
-from cached.store.group_commit import GroupCommit, read_back
-from cached.store.ingest import ALIGNMENT, Ingest, allocated_bytes, forget
-from cached.store.ranges import Ranges
 from cached.transport.checksums import Hasher
 from cached.transport.connection.buffers import BufferPool
 from cached.transport.connection.cancel import Cancellation

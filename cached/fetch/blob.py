@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from cached.contract.errors import DigestMismatch
 from cached.core.listing import Checksum, promises_content
 from cached.peers.chaining import ChainHasher, ChainStep
-from cached.store.ingest import IngestKey
+from cached.store.blob.ingest import IngestKey
 from cached.transport.checksums import Hasher, new_hasher
 from cached.transport.git_blob import git_blob_hasher
 

@@ -23,8 +23,8 @@ from cached.fetch.blob import BlobSpec, NoRanges, Segment, Verified
 from cached.fetch.origin import AnyBody, FailureMetrics, Origin, OriginWorkers
 from cached.fetch.small_attempt import SmallAttempt, is_small
 from cached.fetch.supply import Assignment, OriginSupply, PeerPiece, Receipt, Supply, SupplyMaker
+from cached.store.blob.ingest import ALIGNMENT, allocated_bytes
 from cached.store.disk.durable import disk_error
-from cached.store.ingest import ALIGNMENT, allocated_bytes
 from cached.transport.body import Body
 from cached.transport.checksums import Hasher
 from cached.transport.client import HttpClient

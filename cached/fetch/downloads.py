@@ -20,7 +20,7 @@ from cached.fetch.download import Download
 from cached.fetch.small_attempt import is_small
 from cached.fetch.supply import SupplyMaker
 from cached.fetch.workers import Workers
-from cached.store.ingest import allocated_bytes
+from cached.store.blob.ingest import allocated_bytes
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.target import Target
 

@@ -18,11 +18,11 @@ from cached.fetch.attempt import AttemptResources
 from cached.fetch.blob import Verified
 from cached.fetch.downloads import DownloadSpace
 from cached.fetch.small_attempt import SMALL_BYTES
-from cached.store import blobs
+from cached.store.blob import blobs
+from cached.store.blob.group_commit import PendingBlob, read_back
+from cached.store.blob.ingest import Ingest, IngestKey, allocated_bytes, forget
 from cached.store.disk import durable
 from cached.store.disk.verity import seal
-from cached.store.group_commit import PendingBlob, read_back
-from cached.store.ingest import Ingest, IngestKey, allocated_bytes, forget
 
 _KIND = "import"  # the label `source` of metrics
 _REMEDY = "the archive is damaged: copy it again, or export it again with `holdfast export`"

@@ -16,7 +16,7 @@ from cached.contract.layout import Layout
 from cached.fetch.blob import BlobSpec
 from cached.fetch.bodies.local_file import LocalBody
 from cached.fetch.small_attempt import is_small
-from cached.store.ingest import Ingest
+from cached.store.blob.ingest import Ingest
 from cached.transport.target import LocalTarget
 
 _log = logging.getLogger(__name__)

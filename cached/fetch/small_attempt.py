@@ -14,8 +14,8 @@ from cached.fetch.attempt import AttemptResources
 from cached.fetch.blob import BlobHashes, BlobSpec, NoRanges, Segment, Verified
 from cached.fetch.supply import Assignment, Supply
 from cached.peers.chaining import ChainStep
+from cached.store.blob.group_commit import PendingBlob
 from cached.store.disk import durable
-from cached.store.group_commit import PendingBlob
 from cached.transport.connection.cancel import Cancellation
 
 SMALL_BYTES = 1024 * 1024  # up to here a file's fixed costs on the disk exceed those of its bytes

@@ -65,10 +65,11 @@ from cached.node.publisher import Publisher
 from cached.node.status_files import FetchProgress, StatusFiles
 from cached.node.threads import Blocking
 from cached.sources.base import Source
-from cached.store import blobs, fetch_records
+from cached.store.blob import blobs
 from cached.store.disk.durable import disk_error
-from cached.store.fetch_records import FetchRecord, ManifestFrom
-from cached.store.publication import Publication
+from cached.store.version import fetch_records
+from cached.store.version.fetch_records import FetchRecord, ManifestFrom
+from cached.store.version.publication import Publication
 from cached.transport.connection.cancel import Cancellation, Cancelled
 from cached.transport.target import LocalTarget, StreamTarget, Target
 

@@ -24,9 +24,9 @@ from cached.contract.program.processors import count_processors
 from cached.contract.program.thread_pool import start_pool
 from cached.fetch.busy_workers import AtWork
 from cached.fetch.download import Download, DownloadMetrics
-from cached.store.digest_journal import DigestJournal
+from cached.store.blob.digest_journal import DigestJournal
+from cached.store.blob.group_commit import GroupCommit
 from cached.store.disk.verity import Sealing
-from cached.store.group_commit import GroupCommit
 from cached.transport.client import HttpClient
 from cached.transport.connection.bandwidth import BandwidthLimit
 from cached.transport.connection.buffers import BufferPool

@@ -26,9 +26,10 @@ from cached.node.recount import Recount
 from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
 from cached.node.tree_watch import Changes, Followed, TreeWatch
-from cached.store import recovery, repair, snapshots
 from cached.store.disk import durable
 from cached.store.disk.root import Root
+from cached.store.start import recovery
+from cached.store.version import repair, snapshots
 
 _log = logging.getLogger(__name__)
 

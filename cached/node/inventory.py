@@ -29,10 +29,10 @@ from cached.core.demand import find_used, is_kept
 from cached.core.eviction import InventoryEntry
 from cached.node.cluster import Cluster
 from cached.node.log_once import LogOnce
-from cached.store import fetch_records
 from cached.store.disk import durable
-from cached.store.fetch_records import FetchRecord
-from cached.store.recovery import Recovered
+from cached.store.start.recovery import Recovered
+from cached.store.version import fetch_records
+from cached.store.version.fetch_records import FetchRecord
 
 _log_once = LogOnce(logging.getLogger(__name__))
 

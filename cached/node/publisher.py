@@ -29,13 +29,14 @@ from cached.node.inventory import Inventory, find_leased
 from cached.node.log_once import LogOnce
 from cached.node.status_files import FetchProgress, StatusFiles
 from cached.node.threads import Blocking
-from cached.store import blobs, deletion, kept_snapshots, repair, snapshots
-from cached.store.claims import Claims
-from cached.store.digest_journal import DigestJournal
+from cached.store.blob import blobs
+from cached.store.blob.claims import Claims
+from cached.store.blob.digest_journal import DigestJournal
 from cached.store.disk import durable
 from cached.store.disk.root import Root
-from cached.store.fetch_records import FetchRecord
-from cached.store.publication import Publication, publish_all
+from cached.store.version import deletion, kept_snapshots, repair, snapshots
+from cached.store.version.fetch_records import FetchRecord
+from cached.store.version.publication import Publication, publish_all
 
 _log = logging.getLogger(__name__)
 

@@ -16,9 +16,11 @@ from collections.abc import Mapping
 from cached.contract.layout import Layout
 from cached.core.blob_table import BlobTable
 from cached.core.space import Ledger, OnDisk
-from cached.store import deletion, ingest, recovery
+from cached.store.blob import ingest
 from cached.store.disk import durable
 from cached.store.disk.root import Root
+from cached.store.start import recovery
+from cached.store.version import deletion
 
 _SHARE = 2000.0
 _RACY_NS = 2_000_000_000  # between two changes with the same time: file systems' clocks tick every few milliseconds

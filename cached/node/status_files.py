@@ -39,7 +39,7 @@ from cached.contract.status import (
 from cached.node.disk_watch import hang_error
 from cached.node.log_once import LogOnce
 from cached.store.disk import durable
-from cached.store.snapshots import remove_empty
+from cached.store.version.snapshots import remove_empty
 
 _log = logging.getLogger(__name__)
 _FILE_MODE = 0o644

@@ -1,1 +1,4 @@
-"""The content-addressed store: ingest, commit, snapshots, recovery. Law: synchronous, files only, no network."""
+"""The content-addressed store, in layers: the start, versions, blobs, the disk.
+
+Law: synchronous, files only, no network.
+"""

@@ -20,10 +20,10 @@ from cached.fetch.blob import BlobSpec, Verified
 from cached.fetch.download import Download, Space
 from cached.fetch.supply import SupplyMaker
 from cached.fetch.workers import _HELD, MAX_OPEN, PEER_HTTP, Workers, WorkerSettings
-from cached.store import recovery
-from cached.store.digest_journal import DigestJournal
+from cached.store.blob.digest_journal import DigestJournal
+from cached.store.blob.ingest import IngestKey
 from cached.store.disk.verity import Sealing
-from cached.store.ingest import IngestKey
+from cached.store.start import recovery
 from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
 from cached.transport.origin_proxy import OriginProxySettings

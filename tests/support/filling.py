@@ -12,10 +12,11 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
 from cached.core.space import DiskSpace, Ledger
-from cached.store import blobs, deletion, snapshots
-from cached.store.claims import Claims
-from cached.store.digest_journal import DigestJournal
-from cached.store.ingest import Ingest, IngestKey
+from cached.store.blob import blobs
+from cached.store.blob.claims import Claims
+from cached.store.blob.digest_journal import DigestJournal
+from cached.store.blob.ingest import Ingest, IngestKey
+from cached.store.version import deletion, snapshots
 
 VERIFIED_AT = "2026-11-20T18:00:00Z"
 

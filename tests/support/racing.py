@@ -25,7 +25,9 @@ from cached.contract.layout import Layout, PublicLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
 from cached.core.space import DiskSpace, Ledger
-from cached.store import blobs, deletion, recovery, snapshots
+from cached.store.blob import blobs
+from cached.store.start import recovery
+from cached.store.version import deletion, snapshots
 from sidecar.gate import exit_codes
 from sidecar.gate.main import Gate
 from sidecar.gate.probe import GateReadiness

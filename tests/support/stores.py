@@ -13,7 +13,8 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.status import timestamp
-from cached.store import recovery, snapshots
+from cached.store.start import recovery
+from cached.store.version import snapshots
 
 
 def fill_root(layout: Layout, versions: int, files: int) -> dict[ModelRef, Digest]:

@@ -18,7 +18,7 @@ from cached.fetch.supply import OriginSupply
 from cached.peers import chaining
 from cached.peers.chaining import STATE_BYTES, ChainStep, step_at
 from cached.peers.pieces import PieceMap
-from cached.store import chains
+from cached.store.blob import chains
 
 _log = logging.getLogger(__name__)
 

@@ -33,7 +33,7 @@ from cached.peers.members import MAX_MEMBERS
 from cached.peers.messages import Announce, BadMessage, Reply
 from cached.peers.pieces import PieceMap
 from cached.peers.trackers import TooMany, Trackers
-from cached.store import blobs, chains
+from cached.store.blob import blobs, chains
 from cached.transport.client import Response
 from cached.transport.connection.cancel import Cancellation
 

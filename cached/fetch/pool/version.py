@@ -32,7 +32,7 @@ from cached.peers.messages import Announce, Reason, Reply
 from cached.peers.neighbours import Load
 from cached.peers.pieces import PIECE_BYTES, Piece, PieceMap
 from cached.peers.swarm import PieceRequest, Swarm
-from cached.store import chains
+from cached.store.blob import chains
 from cached.transport.target import HttpTarget
 
 _log = logging.getLogger(__name__)

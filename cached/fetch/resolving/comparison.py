@@ -22,8 +22,8 @@ from cached.fetch.resolving.lister import SourceLister
 from cached.fetch.resolving.selection import blob_reader, choose_earlier, choose_version, list_indexes, rules_of
 from cached.fetch.resolving.wanted_files import partial_id
 from cached.node.threads import Blocking
-from cached.store import fetch_records
-from cached.store.fetch_records import FetchRecord, ManifestFrom
+from cached.store.version import fetch_records
+from cached.store.version.fetch_records import FetchRecord, ManifestFrom
 
 
 @dataclass(frozen=True, slots=True)

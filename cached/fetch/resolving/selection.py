@@ -26,7 +26,7 @@ from cached.core.selection.copies import summarize
 from cached.core.selection.needed_files import find_losses
 from cached.core.selection.presets import DEFAULT, EARLIER, Indexes, files_to_read
 from cached.store.disk.durable import disk_errors
-from cached.store.publication import Publication
+from cached.store.version.publication import Publication
 
 _log = logging.getLogger(__name__)
 _VOUCHED = {

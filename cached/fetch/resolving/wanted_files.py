@@ -20,7 +20,7 @@ from cached.core.versions.record import PinMismatch
 from cached.fetch.blob import BlobSpec, Verified
 from cached.fetch.resolving.selection import choose_earlier, choose_version, rules_of
 from cached.sources.base import Source
-from cached.store.ingest import IngestKey
+from cached.store.blob.ingest import IngestKey
 
 
 @dataclass(frozen=True, slots=True)

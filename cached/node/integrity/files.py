@@ -25,10 +25,10 @@ from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.program.plain_files import read_plain
 from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
 from cached.contract.status import timestamp
-from cached.store import snapshots
 from cached.store.disk import durable, verity
 from cached.store.disk.verity import Sealing
-from cached.store.repair import ROTTEN
+from cached.store.version import snapshots
+from cached.store.version.repair import ROTTEN
 
 _log = logging.getLogger(__name__)
 

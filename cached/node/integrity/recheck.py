@@ -33,10 +33,10 @@ from cached.node.integrity.files import Apart, Finding, Stray
 from cached.node.integrity.repairs import Repairs, repair
 from cached.node.inventory import Inventory
 from cached.node.status_files import FetchProgress, StatusFiles
-from cached.store import snapshots
 from cached.store.disk import durable
 from cached.store.disk.verity import Sealing
-from cached.store.repair import is_named
+from cached.store.version import snapshots
+from cached.store.version.repair import is_named
 
 _log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import MAX_MANIFEST_BYTES
 from cached.contract.program.plain_files import NotAPlainFile, open_plain, read_plain
 from cached.peers import bundles
-from cached.store import blobs
+from cached.store.blob import blobs
 
 CHUNK_BYTES = 4 * 1024 * 1024  # of a range: sent by one call, and asked about as one whether it is in the page cache
 _RECORDS_BYTES = 256 * 1024  # of small blobs: read, then sent

@@ -1,4 +1,4 @@
-"""The start index: what recovery found when the store was at rest, so that a start need not read an unchanged tree.
+"""The start of the store: the recovery of what is there, and the start index, which spares an unchanged tree's reading.
 
 Law: the tree is the truth. The index is believed only where nothing else can be so; a doubt costs a full recovery,
 never a start.

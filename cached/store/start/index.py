@@ -34,7 +34,7 @@ from cached.contract.program.plain_files import READ_FLAGS
 from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import NO_VERDICT, ModelStatus, Verdict
 from cached.core.blob_table import BlobTable
-from cached.store.fetch_records import FetchRecord
+from cached.store.version.fetch_records import FetchRecord
 
 FORMAT = b"holdfast start index 1\n"
 MODE = 0o600

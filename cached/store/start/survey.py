@@ -20,11 +20,10 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.status import NO_VERDICT
-from cached.store import recovery
 from cached.store.disk import durable
 from cached.store.disk.root import is_on_network
-from cached.store.fetch_records import FetchRecord
-from cached.store.start import index
+from cached.store.start import index, recovery
+from cached.store.version.fetch_records import FetchRecord
 
 _LOOKS = 3  # at a tree that changed a moment ago
 _COARSE_NS = 1_000_000  # a clock whose times are all multiples of it cannot tell two changes apart

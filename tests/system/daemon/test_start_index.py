@@ -10,7 +10,7 @@ import pytest
 
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
-from cached.store import snapshots
+from cached.store.version import snapshots
 from tests.support.daemon import DaemonProcess, prefetched, publish_files
 
 ONE, TWO = ModelRef("one", "v1"), ModelRef("two", "v1")

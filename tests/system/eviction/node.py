@@ -50,9 +50,11 @@ from cached.node.publisher import Publisher
 from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
 from cached.sources.base import Source, identity_of
-from cached.store import blobs, deletion, ingest, recovery
-from cached.store.digest_journal import DigestJournal
+from cached.store.blob import blobs, ingest
+from cached.store.blob.digest_journal import DigestJournal
 from cached.store.disk.root import Root
+from cached.store.start import recovery
+from cached.store.version import deletion
 from cached.transport.client import HttpClient
 from cached.transport.connection.settings import HttpSettings
 from cached.transport.target import Target

@@ -18,7 +18,7 @@ import pytest
 
 from cached.contract.layout import Layout, PublicLayout
 from cached.contract.snapshot import lease
-from cached.store import recovery
+from cached.store.start import recovery
 from tests.support.gates import FILES, REF, REPOSITORY, Gates
 from tests.support.snapshots import link_model, make_public, make_snapshot
 

@@ -13,8 +13,9 @@ from cached.contract.errors import HoldfastError
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.fetch.download import Download
-from cached.store import ingest, snapshots
+from cached.store.blob import ingest
 from cached.store.disk.durable import disk_error
+from cached.store.version import snapshots
 from tests.system.eviction.node import ORIGIN, UNIT, Blob, Limits, Node, fake_time, manifest_of, refused, unreachable
 
 REF = ModelRef("a", "v1")

@@ -29,7 +29,7 @@ from cached.contract.status import State
 from cached.core.demand import Demand, PodWant, Priority
 from cached.node.inventory import write_pins
 from cached.node.recount import Recount
-from cached.store.ingest import allocated_bytes
+from cached.store.blob.ingest import allocated_bytes
 from sidecar.gate.snapshot import HeldSnapshot, hold_snapshot
 from tests.support.demand import compute_demand
 from tests.support.in_memory import folder_in_memory

@@ -25,7 +25,7 @@ from cached.daemon.http import connection
 from cached.daemon.http.messages import HttpRequest, WholeResponse, make_router
 from cached.daemon.http.server import MOST_CONNECTIONS
 from cached.node.threads import Blocking
-from cached.store import recovery
+from cached.store.start import recovery
 from tests.support.daemon import DaemonProcess, connect_control, prefetched, publish_files
 from tests.support.gates import Gates
 from tests.support.origin import HostileOrigin

@@ -19,10 +19,12 @@ from cached.contract.reference import ModelRef
 from cached.contract.snapshot.verified import VerifiedRecord
 from cached.contract.snapshot.verify import check_full, check_record
 from cached.fetch.workers import WorkerSettings
-from cached.store import blobs, recovery, snapshots
+from cached.store.blob import blobs
+from cached.store.blob.ingest import Ingest, IngestKey
 from cached.store.disk import verity
 from cached.store.disk.verity import Sealing
-from cached.store.ingest import Ingest, IngestKey
+from cached.store.start import recovery
+from cached.store.version import snapshots
 from cached.transport.connection.settings import HttpSettings
 from tests.support.bitrot import flip_on_disk, forget_pages
 from tests.support.daemon import REPOSITORY, DaemonProcess, daemon_process, prefetched, write_files

@@ -122,9 +122,11 @@ def test_the_architecture_leads_to_files() -> None:
     """Every file that the tables and the walks of docs/architecture.md name is there."""
     text = (ROOT / "docs/architecture.md").read_text()
     assert _wrong_paths(text) == []
-    assert _wrong_paths("### `cached/store/`\n| gone | `gone.py`, `blobs.py` |\n## Walk\n1. `none.py`, `blobs.py`") == [
+    assert _wrong_paths(
+        "### `cached/store/`\n| gone | `gone.py`, `disk/root.py` |\n## Walk\n1. `no.py`, `blobs.py`"
+    ) == [
         "cached/store/gone.py",
-        "none.py",
+        "no.py",
     ]
 
 

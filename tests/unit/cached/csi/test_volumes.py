@@ -23,7 +23,7 @@ from cached.csi.wants import VolumeWants, WithVolumes
 from cached.node.cluster import AnnotatedPod, NoCluster, PodLife
 from cached.node.inventory import Inventory
 from cached.node.status_files import StatusFiles
-from cached.store import recovery
+from cached.store.start import recovery
 from tests.support.stores import fill_root
 
 DEADLINE_S = 100.0

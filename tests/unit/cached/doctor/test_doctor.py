@@ -19,7 +19,7 @@ from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import State, StatusError
 from cached.doctor import cluster, command, gpu
-from cached.store import recovery
+from cached.store.start import recovery
 from tests.support.certificates import make_certificates
 from tests.support.control import ControlServer, model_status, serve_control, write_heartbeat
 from tests.support.daemon import publish_files

@@ -12,8 +12,8 @@ import pytest
 
 from cached.contract.errors import DigestMismatch, HoldfastError
 from cached.fetch import workers
-from cached.store import recovery
-from cached.store.ingest import Ingest
+from cached.store.blob.ingest import Ingest
+from cached.store.start import recovery
 from tests.support.fetching import (
     DEADLINE_S,
     MIB,

@@ -17,9 +17,10 @@ from cached.core.space import DiskSpace, Ledger, NoSpace
 from cached.fetch.blob import BlobSpec, Verified
 from cached.fetch.download import Download
 from cached.fetch.downloads import Downloads, DownloadSpace
-from cached.store import blobs, recovery
+from cached.store.blob import blobs
+from cached.store.blob.ingest import allocated_bytes
 from cached.store.disk import durable
-from cached.store.ingest import allocated_bytes
+from cached.store.start import recovery
 from cached.transport.connection.cancel import Cancelled
 from cached.transport.connection.settings import HttpSettings
 from tests.support.fetching import MIB, Engine, Hold, check_committed, http, noise, open_engine, spec_of

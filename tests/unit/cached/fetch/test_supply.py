@@ -27,7 +27,7 @@ from cached.peers.chaining import ChainHasher, step_at
 from cached.peers.pieces import Piece
 from cached.peers.serving.contents import Contents, NoPartials
 from cached.peers.serving.server import PeerServer, ServerSettings
-from cached.store.ingest import Ingest
+from cached.store.blob.ingest import Ingest
 from cached.transport.target import HttpTarget
 from tests.support.fetching import (
     DEADLINE_S,

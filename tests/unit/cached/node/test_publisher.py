@@ -21,11 +21,12 @@ from cached.node.inventory import Inventory
 from cached.node.publisher import Publisher
 from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
-from cached.store import recovery, snapshots
-from cached.store.digest_journal import DigestJournal
+from cached.store.blob.digest_journal import DigestJournal
 from cached.store.disk.root import Root
-from cached.store.fetch_records import FetchRecord
-from cached.store.publication import Publication, publish_all
+from cached.store.start import recovery
+from cached.store.version import snapshots
+from cached.store.version.fetch_records import FetchRecord
+from cached.store.version.publication import Publication, publish_all
 from tests.support.filling import add_blob, manifest_of
 from tests.system.eviction.node import Cluster
 

@@ -14,8 +14,8 @@ import pytest
 from cached.contract.layout import Layout
 from cached.core.space import DiskSpace, Ledger
 from cached.node.recount import Marks, Recount, read_marks
-from cached.store import recovery
 from cached.store.disk.root import Root
+from cached.store.start import recovery
 from tests.support.filling import add_blob
 
 DATA = [bytes([number]) * 1000 for number in range(50)]

@@ -17,7 +17,8 @@ from cached.contract.reference import ModelRef
 from cached.contract.snapshot import lease
 from cached.node import inotify
 from cached.node.tree_watch import Changes, Followed, TreeWatch
-from cached.store import recovery, snapshots
+from cached.store.start import recovery
+from cached.store.version import snapshots
 from tests.support.filling import add_blob, manifest_of
 
 REF = ModelRef("acme/tiny", "v1")

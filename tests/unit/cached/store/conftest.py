@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.layout import Layout
-from cached.store import recovery
+from cached.store.start import recovery
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from cached.cli import main
 from cached.contract.layout import Layout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
-from cached.store.recovery import prepare
+from cached.store.start.recovery import prepare
 from tests.support.control import serve_control
 from tests.support.daemon import publish_files, write_files
 from tests.support.origin import HostileOrigin

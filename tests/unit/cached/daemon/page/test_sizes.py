@@ -13,7 +13,7 @@ from cached.contract.manifest import FileEntry, Manifest
 from cached.daemon.page import sizes
 from cached.daemon.page.sizes import SnapshotSizes
 from cached.node.inventory import Inventory
-from cached.store import recovery
+from cached.store.start import recovery
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from cached.node.integrity.recheck import RecheckResult
 from cached.node.inventory import Inventory
 from cached.node.threads import Blocking
 from cached.node.tree_watch import Followed, TreeWatch
-from cached.store import recovery, snapshots
+from cached.store.start import recovery
+from cached.store.version import snapshots
 from tests.support.filling import add_blob, manifest_of
 
 DEADLINE_S = 100.0

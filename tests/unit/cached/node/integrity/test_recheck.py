@@ -19,7 +19,8 @@ from cached.contract.status import State
 from cached.node.integrity.recheck import Recheck
 from cached.node.inventory import Inventory
 from cached.node.status_files import StatusFiles
-from cached.store import fetch_records, recovery, snapshots
+from cached.store.start import recovery
+from cached.store.version import fetch_records, snapshots
 from tests.support.bitrot import flip
 from tests.support.filling import add_blob, manifest_of
 

@@ -10,9 +10,9 @@ import pytest
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import Layout
-from cached.store import recovery
 from cached.store.disk import verity
 from cached.store.disk.verity import Sealing
+from cached.store.start import recovery
 from tests.support.mounts import mounted_tmpfs
 
 

@@ -20,11 +20,12 @@ from cached.contract.loadable.findings import Finding
 from cached.contract.reference import ModelRef
 from cached.contract.snapshot.verified import VerifiedRecord
 from cached.contract.status import NO_VERDICT, ModelStatus, State, Verdict, encode
-from cached.store import blobs, fetch_records, kept_snapshots, recovery, snapshots
-from cached.store.digest_journal import DigestJournal
-from cached.store.fetch_records import FetchRecord
-from cached.store.ingest import Ingest, IngestKey
-from cached.store.start import index, survey
+from cached.store.blob import blobs
+from cached.store.blob.digest_journal import DigestJournal
+from cached.store.blob.ingest import Ingest, IngestKey
+from cached.store.start import index, recovery, survey
+from cached.store.version import fetch_records, kept_snapshots, snapshots
+from cached.store.version.fetch_records import FetchRecord
 from tests.support.filling import add_blob, aligned, manifest_of, publish, tree
 
 ONE, TWO, SAME = ModelRef("acme/one", "v1"), ModelRef("two", "v1"), ModelRef("same", "v2")

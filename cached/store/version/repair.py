@@ -26,8 +26,9 @@ from cached.contract.program.plain_files import READ_FLAGS, read_plain
 from cached.contract.reference import ModelRef
 from cached.contract.snapshot.verified import NEVER, VerifiedFile, VerifiedRecord
 from cached.contract.snapshot.verify import hash_file
-from cached.store import blobs, snapshots
+from cached.store.blob import blobs
 from cached.store.disk import durable, verity
+from cached.store.version import snapshots
 
 _log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Tra
 from cached.contract.layout import Layout
 from cached.contract.program import limits
 from cached.contract.snapshot.verify import hash_file
-from cached.store import blobs
-from cached.store.digest_journal import DigestJournal
+from cached.store.blob import blobs
+from cached.store.blob.digest_journal import DigestJournal
 from cached.store.disk import durable
 from cached.store.disk.verity import Sealing, seal
 

@@ -16,9 +16,9 @@ import pytest
 
 from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import Layout
-from cached.store import ingest
+from cached.store.blob import ingest
+from cached.store.blob.ingest import Ingest, IngestKey
 from cached.store.disk import durable
-from cached.store.ingest import Ingest, IngestKey
 from tests.support.filling import aligned, tree
 
 MIB = 1024 * 1024

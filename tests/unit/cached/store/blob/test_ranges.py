@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cached.store.ranges import Ranges
+from cached.store.blob.ranges import Ranges
 
 _pairs = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)))
 

@@ -27,12 +27,13 @@ from cached.contract.reference import ModelRef, name_from_path_segment
 from cached.contract.status import ModelStatus, encode
 from cached.core.blob_table import BlobTable
 from cached.core.space import OnDisk
-from cached.store import blobs as committed
-from cached.store import deletion, digest_journal, fetch_records, ingest, kept_snapshots, repair, snapshots
+from cached.store.blob import blobs as committed
+from cached.store.blob import digest_journal, ingest
 from cached.store.disk import durable
 from cached.store.disk.root import check_file_system
-from cached.store.fetch_records import FetchRecord
 from cached.store.start import index
+from cached.store.version import deletion, fetch_records, kept_snapshots, repair, snapshots
+from cached.store.version.fetch_records import FetchRecord
 
 _log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import NO_VERDICT, Verdict, encode
 from cached.store.disk import durable
-from cached.store.snapshots import remove_empty
+from cached.store.version.snapshots import remove_empty
 
 
 class ManifestFrom(StrEnum):

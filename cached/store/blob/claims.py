@@ -11,7 +11,7 @@ import threading
 from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 
-from cached.store.digest_journal import DigestJournal
+from cached.store.blob.digest_journal import DigestJournal
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,10 @@ import pytest
 
 from cached.contract.errors import Transient
 from cached.contract.layout import Layout
-from cached.store import blobs, recovery
-from cached.store.digest_journal import DigestJournal
-from cached.store.ingest import Ingest, IngestKey
+from cached.store.blob import blobs
+from cached.store.blob.digest_journal import DigestJournal
+from cached.store.blob.ingest import Ingest, IngestKey
+from cached.store.start import recovery
 from tests.support.filling import add_blob, aligned, tree
 
 DATA = b"weights" * 1000

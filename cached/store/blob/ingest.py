@@ -24,8 +24,8 @@ from cached.contract.errors import HoldfastError, Transient
 from cached.contract.layout import Layout
 from cached.contract.manifest import MAX_FILE_BYTES
 from cached.contract.status import encode
+from cached.store.blob.ranges import Ranges
 from cached.store.disk import durable, verity
-from cached.store.ranges import Ranges
 
 ALIGNMENT = 4096  # bytes, of offset, length and memory for O_DIRECT; the page size of every supported machine
 _STATE_MODE = 0o600

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cached.contract.layout import Layout
-from cached.store import chains
+from cached.store.blob import chains
 
 BLOB, STATES = "a" * 64, bytes(range(96))
 

@@ -12,7 +12,7 @@ from cached.contract.errors import Transient
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.snapshot.verify import load_manifest
-from cached.store import repair
+from cached.store.version import repair
 from tests.support.filling import manifest_of, publish
 
 REF, DATA = ModelRef("acme/tiny", "v1"), b"weights"

@@ -12,11 +12,11 @@ import pytest
 from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
-from cached.store import fetch_records, snapshots
-from cached.store.digest_journal import DigestJournal
+from cached.store.blob.digest_journal import DigestJournal
 from cached.store.disk import durable
-from cached.store.fetch_records import FetchRecord
-from cached.store.publication import Publication, publish_all
+from cached.store.version import fetch_records, snapshots
+from cached.store.version.fetch_records import FetchRecord
+from cached.store.version.publication import Publication, publish_all
 from tests.support.filling import add_blob, manifest_of, tree
 
 REFS = [ModelRef("acme/tiny", f"v{number}") for number in range(3)]

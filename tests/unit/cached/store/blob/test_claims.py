@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
 from cached.contract.layout import Layout
-from cached.store import blobs, deletion
+from cached.store.blob import blobs
+from cached.store.version import deletion
 from tests.support.filling import add_blob, deleting, no_claims
 
 ROUNDS = 300

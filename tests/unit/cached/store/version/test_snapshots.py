@@ -17,7 +17,8 @@ from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.snapshot.lease import take_shared
 from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
-from cached.store import blobs, snapshots
+from cached.store.blob import blobs
+from cached.store.version import snapshots
 from tests.support.filling import VERIFIED_AT, add_blob, manifest_of, publish, tree
 
 REF = ModelRef("acme/tiny", "v1")

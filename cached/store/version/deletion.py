@@ -19,9 +19,10 @@ from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.snapshot.lease import take_exclusive
 from cached.core.space import Ledger
-from cached.store import blobs, fetch_records, ingest, snapshots
-from cached.store.claims import Claims
+from cached.store.blob import blobs, ingest
+from cached.store.blob.claims import Claims
 from cached.store.disk import durable
+from cached.store.version import fetch_records, snapshots
 
 _log = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from cached.contract.digest import Digest
-from cached.store.fetch_records import FetchRecord, ManifestFrom
+from cached.store.version.fetch_records import FetchRecord, ManifestFrom
 
 RECORD = FetchRecord(Digest("a" * 64), "r", "s3://a/b", None, "2026-11-20T18:00:00Z", {"0" * 64: "1" * 64})
 

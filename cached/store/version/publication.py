@@ -16,10 +16,10 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
-from cached.store import fetch_records, kept_snapshots, repair, snapshots
-from cached.store.digest_journal import DigestJournal
+from cached.store.blob.digest_journal import DigestJournal
 from cached.store.disk import durable
-from cached.store.fetch_records import FetchRecord
+from cached.store.version import fetch_records, kept_snapshots, repair, snapshots
+from cached.store.version.fetch_records import FetchRecord
 
 
 @dataclass(slots=True, eq=False)

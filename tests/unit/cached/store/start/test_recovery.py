@@ -16,9 +16,11 @@ from cached.contract.errors import Permanent
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State, encode
-from cached.store import blobs, ingest, kept_snapshots, recovery, snapshots
-from cached.store.digest_journal import DigestJournal
-from cached.store.ingest import Ingest, IngestKey
+from cached.store.blob import blobs, ingest
+from cached.store.blob.digest_journal import DigestJournal
+from cached.store.blob.ingest import Ingest, IngestKey
+from cached.store.start import recovery
+from cached.store.version import kept_snapshots, snapshots
 from tests.support.filling import add_blob, aligned, manifest_of, publish, tree
 from tests.support.mounts import mounted_image, mounted_tmpfs
 

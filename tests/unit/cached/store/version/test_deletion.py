@@ -12,9 +12,11 @@ from cached.contract.digest import Digest
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.snapshot.lease import take_shared
-from cached.store import blobs, deletion, recovery, repair, snapshots
-from cached.store.claims import Claims
-from cached.store.ingest import Ingest, IngestKey, allocated_bytes
+from cached.store.blob import blobs
+from cached.store.blob.claims import Claims
+from cached.store.blob.ingest import Ingest, IngestKey, allocated_bytes
+from cached.store.start import recovery
+from cached.store.version import deletion, repair, snapshots
 from tests.support.filling import add_blob, deleting, manifest_of, no_claims, publish, tree
 
 ONE, TWO = ModelRef("acme/one", "v1"), ModelRef("acme/two", "v1")

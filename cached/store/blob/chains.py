@@ -10,7 +10,7 @@ import hashlib
 import os
 
 from cached.contract.layout import TEMPORARY_PREFIX, Layout
-from cached.store import blobs
+from cached.store.blob import blobs
 from cached.store.disk import durable
 
 _SUM_BYTES = 32
