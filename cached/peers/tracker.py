@@ -328,22 +328,23 @@ class Tracker:
     # --- what it is told -------------------------------------------------------------------------------------------
 
     def _deal_grants(self, node: _Node, want: int, now: float) -> list[int]:
-        """Deal pieces that no node holds or fetches, while this node has not had more than the average one."""
+        """Deal pieces that no node holds or fetches, while this node has not had more than the average one. When there
+        are no more, each that is overdue is dealt to one more node, once: mostly it is slow and comes before that.
+        What is overdue takes no place among the pieces that are asked of the origin at once."""
         fetching = max(1, self._fetching)
         at_once = min(self._pace.at_once, max(2 * fetching, self._pieces // 4))
         of_node = min(_NODE_AT_ONCE, -(-at_once // fetching))
         ahead = of_node - 1 + _AHEAD
         grants: list[int] = []
-        # A piece that is overdue is dealt to one more node, once.
-        free = want & ~self._held & (~self._granted_bits | self._overdue)
+        lacking = want & ~self._held
         while (
-            free
+            (free := lacking & ~self._granted_bits or lacking & self._overdue)
             and len(node.grants) < of_node
-            and len(self._granted) < at_once
+            and len(self._granted) - self._overdue.bit_count() < at_once
             and node.dealt <= self._dealt / fetching + ahead
         ):
             piece = pick(free, self._rng)
-            free &= ~(1 << piece)
+            lacking &= ~(1 << piece)
             self._overdue &= ~(1 << piece)
             node.grants[piece] = self._granted[piece] = now
             self._granted_bits |= 1 << piece

@@ -152,6 +152,22 @@ def test_a_failed_grant_goes_to_another() -> None:
     assert pool.say(2, 1.1).grants == (0,)
 
 
+def test_slow_grants_hold_up_no_other_piece_and_are_dealt_again_last() -> None:
+    """A node whose grants, as many as the pool may have at once, take far longer than usual does not keep another
+    from being dealt the rest; only when that is dealt are they dealt once more."""
+    pool = Pool(200)
+    slow = pool.say(1, 0.0).grants
+    assert slow
+    for second in range(1, 500):
+        pool.say(1, float(second), want=0)
+        pool.say(2, float(second))
+        pool.finish(2)
+        twice = {piece for piece, times in pool.dealt.items() if times > 1}
+        if len(pool.dealt) < 200:
+            assert not twice
+    assert twice == set(slow)
+
+
 def test_a_stuck_grant_is_dealt_to_one_more_node() -> None:
     """A grant that takes far longer than usual is dealt once more, though its node lives."""
     pool = Pool(1)
