@@ -1,7 +1,8 @@
 """The root's file system as a thread last measured it: its free space, and whether the root was deleted.
 
 Law: only this thread asks the disk; all callers get the last result at once, also while the disk does not answer, which
-becomes an error after `HANGING_S`. No caller waits for the thread: a hanging disk must block nothing else.
+becomes an error after `HANGING_S`. No caller waits for the thread, nor for a lock: the ledger asks while it holds its
+own, which the thread takes.
 """
 
 from __future__ import annotations
@@ -30,16 +31,14 @@ class DiskWatch:
 
     def __init__(self, root: Root) -> None:
         self._root = root
-        self._lock = threading.Lock()
-        self._measured = self._measure()
+        self._measured = self._measure()  # replaced as a whole
         self._asked_at: float | None = None  # on the monotonic clock, while the disk has not answered
         self._rooms: deque[int] = deque(maxlen=3)
         self._stop = threading.Event()
 
     def space(self) -> DiskSpace:
         """Return the last measurement; never blocks. Raises `Transient` if it failed or the disk hangs."""
-        with self._lock:
-            measured = self.hanging() or self._measured
+        measured = self.hanging() or self._measured
         if isinstance(measured, HoldfastError):
             raise measured
         return measured
@@ -71,8 +70,7 @@ class DiskWatch:
             if is_gone:
                 deleted()
                 return
-            with self._lock:
-                self._measured = self._smooth(measured, min(counted, ledger.on_disk))
+            self._measured = self._smooth(measured, min(counted, ledger.on_disk))
             before, room = room, 0 if isinstance(measured, HoldfastError) else measured.free + counted
             has_news = isinstance(measured, HoldfastError) or abs(room - before) * _NEWS_SHARE > measured.capacity
             pause_s = _PAUSE_S if has_news or is_busy() else _QUIET_PAUSE_S
