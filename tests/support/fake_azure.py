@@ -14,23 +14,20 @@ import hmac
 import itertools
 import json
 import re
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, quote, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
 
+from tests.support.fake_store import FakeStore, StoreHandler
 from tests.support.http_server import serve_http
 
 ACCOUNT = "holdfasttest"
 KEY = base64.b64encode(b"a key of the tests, which opens nothing").decode()
-_PIECE_BYTES = 256 * 1024
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)?")
 _NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
 
@@ -50,31 +47,14 @@ def md5_of(data: bytes) -> str:
     return base64.b64encode(hashlib.md5(data).digest()).decode()
 
 
-@dataclass
-class FakeAzure:
-    """The account, and what it saw. `private`: whether a request needs a token or a signature; `uses`: how many
-    requests a token is good for; `alter`: changes bytes on their way into the store; `fail`: returns a status and a
-    body in place of an answer, for a method and a path with its query."""
+@dataclass(kw_only=True)
+class FakeAzure(FakeStore):
+    """The account, and what it saw. `private`: whether a request needs a token or a signature."""
 
-    url: str = ""
+    token_prefix = "eyJ0"
     containers: dict[str, dict[str, FakeBlob]] = field(default_factory=dict)
     blocks: dict[tuple[str, str], dict[str, bytes]] = field(default_factory=dict)
     page_size: int = 5_000
-    private: bool = False
-    uses: int | None = None
-    has_identity: bool = True
-    alter: Callable[[bytes], bytes] = bytes
-    fail: Callable[[str, str], tuple[int, bytes] | None] = lambda _method, _path: None
-    withdrawn: int = 0  # so many of the issued tokens are accepted no more
-    issued: list[str] = field(default_factory=list)
-    forms: list[dict[str, str]] = field(default_factory=list)
-    requests: list[tuple[str, str]] = field(default_factory=list)
-    used: Counter[str] = field(default_factory=Counter)
-    hold_at: int | None = None  # bytes of files after which answers wait for `released`
-    released: threading.Event = field(default_factory=threading.Event)
-    sent: Counter[str] = field(default_factory=Counter)  # bytes of files by path
-    counting: threading.Lock = field(default_factory=threading.Lock)
-    lock: threading.RLock = field(default_factory=threading.RLock)
     _etags: Iterator[int] = field(default_factory=lambda: itertools.count(0x8DE2F00000001))
 
     @property
@@ -87,17 +67,6 @@ class FakeAzure:
             self.containers.setdefault(container, {})[name] = found
             return found
 
-    def issue(self) -> str:
-        with self.lock:
-            self.issued.append(f"eyJ0.fake-token-{len(self.issued)}")
-            return self.issued[-1]
-
-    def accepts(self, authorization: str) -> bool:
-        token = authorization.removeprefix("Bearer ")
-        with self.lock:
-            self.used[token] += 1
-            return token in self.issued[self.withdrawn :] and (self.uses is None or self.used[token] <= self.uses)
-
 
 @contextmanager
 def fake_azure(**settings: Any) -> Iterator[FakeAzure]:
@@ -105,21 +74,15 @@ def fake_azure(**settings: Any) -> Iterator[FakeAzure]:
     state = FakeAzure(**settings)
 
     class Handler(_Handler):
-        azure = state
+        azure = store = state
 
     with serve_http(Handler) as address:
         state.url = f"http://{address}"
         yield state
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    reply: tuple[int, bytes, dict[str, str]]
+class _Handler(StoreHandler):
     azure: FakeAzure
-
-    def _serve(self) -> None:
-        self._decide()
-        self._transmit()
 
     def _decide(self) -> None:
         """Set the answer."""
@@ -142,7 +105,7 @@ class _Handler(BaseHTTPRequestHandler):
             with azure.lock:
                 self._blob_service(parts.path)
 
-    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = StoreHandler.serve_request
 
     def _metadata(self) -> None:
         if self.headers.get("Metadata") != "true":
@@ -342,38 +305,6 @@ class _Handler(BaseHTTPRequestHandler):
         body = '<?xml version="1.0" encoding="utf-8"?>'
         body += f"<Error><Code>{code}</Code><Message>{message}\nRequestId:1</Message></Error>"
         self._answer(status, body.encode(), {"x-ms-error-code": code, "Content-Type": "application/xml"})
-
-    def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.reply = status, body, headers or {}
-
-    def _transmit(self) -> None:
-        """Send the answer, without the lock."""
-        status, body, headers = self.reply
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        if status != 304:
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD" and status not in (204, 304):
-            self._send(memoryview(body))
-
-    def _send(self, body: memoryview) -> None:
-        state, path = self.azure, urlsplit(self.path).path
-        for start in range(0, len(body), _PIECE_BYTES):
-            piece = body[start : start + _PIECE_BYTES]
-            if state.hold_at is not None and state.sent.total() >= state.hold_at:
-                state.released.wait()
-            try:
-                self.wfile.write(piece)
-            except OSError:  # who asked has gone
-                self.close_connection = True
-                return
-            with state.counting:
-                state.sent[path] += len(piece)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
 
 
 def _listed(name: str, blob: FakeBlob) -> str:

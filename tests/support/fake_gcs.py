@@ -12,20 +12,17 @@ import hashlib
 import itertools
 import json
 import re
-import threading
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.utils import formatdate
-from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
 
+from tests.support.fake_store import FakeStore, StoreHandler
 from tests.support.http_server import serve_http
 
 METADATA_TOKEN = "/computeMetadata/v1/instance/service-accounts/default/token"
-_PIECE_BYTES = 256 * 1024
 _RANGE = re.compile(r"bytes=(\d+)-(\d+)?")
 _CONTENT_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
 
@@ -58,33 +55,16 @@ def crc32c(data: bytes) -> str:
     return base64.b64encode(google_crc32c.value(data).to_bytes(4, "big")).decode()
 
 
-@dataclass
-class FakeGcs:
-    """The service, and what it saw. `private`: whether a request needs a token; `uses`: how many requests a token is
-    good for; `payer`: the project that must be named; `alter`: changes bytes on their way into the store; `fail`:
-    returns a status and a body in place of an answer, for a method and a path with its query."""
+@dataclass(kw_only=True)
+class FakeGcs(FakeStore):
+    """The service, and what it saw. `payer`: the project that must be named."""
 
-    url: str = ""
+    token_prefix = "ya29"
     buckets: dict[str, dict[str, FakeObject]] = field(default_factory=dict)
     page_size: int = 1_000
-    private: bool = False
-    uses: int | None = None
     payer: str | None = None
-    has_identity: bool = True
-    alter: Callable[[bytes], bytes] = bytes
-    fail: Callable[[str, str], tuple[int, bytes] | None] = lambda _method, _path: None
-    withdrawn: int = 0  # so many of the issued tokens are accepted no more
-    issued: list[str] = field(default_factory=list)
-    forms: list[dict[str, str]] = field(default_factory=list)
-    requests: list[tuple[str, str]] = field(default_factory=list)
     authorizations: list[str] = field(default_factory=list)
     sessions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    used: Counter[str] = field(default_factory=Counter)
-    hold_at: int | None = None  # bytes of files after which answers wait for `released`
-    released: threading.Event = field(default_factory=threading.Event)
-    sent: Counter[str] = field(default_factory=Counter)  # bytes of files by path
-    counting: threading.Lock = field(default_factory=threading.Lock)
-    lock: threading.RLock = field(default_factory=threading.RLock)
     _generations: Iterator[int] = field(default_factory=lambda: itertools.count(1_796_000_000_000_001))
 
     @property
@@ -97,17 +77,6 @@ class FakeGcs:
             self.buckets.setdefault(bucket, {})[name] = found
             return found
 
-    def issue(self) -> str:
-        with self.lock:
-            self.issued.append(f"ya29.fake-token-{len(self.issued)}")
-            return self.issued[-1]
-
-    def accepts(self, authorization: str) -> bool:
-        token = authorization.removeprefix("Bearer ")
-        with self.lock:
-            self.used[token] += 1
-            return token in self.issued[self.withdrawn :] and (self.uses is None or self.used[token] <= self.uses)
-
 
 @contextmanager
 def fake_gcs(**settings: Any) -> Iterator[FakeGcs]:
@@ -115,21 +84,15 @@ def fake_gcs(**settings: Any) -> Iterator[FakeGcs]:
     state = FakeGcs(**settings)
 
     class Handler(_Handler):
-        gcs = state
+        gcs = store = state
 
     with serve_http(Handler) as address:
         state.url = f"http://{address}"
         yield state
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    reply: tuple[int, bytes, dict[str, str]]
+class _Handler(StoreHandler):
     gcs: FakeGcs
-
-    def _serve(self) -> None:
-        self._decide()
-        self._transmit()
 
     def _decide(self) -> None:
         """Set the answer."""
@@ -160,7 +123,7 @@ class _Handler(BaseHTTPRequestHandler):
             with gcs.lock:
                 self._api(parts.path)
 
-    do_GET = do_POST = do_PUT = do_DELETE = _serve
+    do_GET = do_POST = do_PUT = do_DELETE = StoreHandler.serve_request
 
     def _metadata(self) -> None:
         if self.headers.get("Metadata-Flavor") != "Google":
@@ -313,38 +276,6 @@ class _Handler(BaseHTTPRequestHandler):
     def _error(self, status: int, message: str) -> None:
         document = {"error": {"code": status, "message": message, "errors": [{"message": message}]}}
         self._answer(status, json.dumps(document).encode(), {"Content-Type": "application/json; charset=UTF-8"})
-
-    def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.reply = status, body, headers or {}
-
-    def _transmit(self) -> None:
-        """Send the answer, without the lock."""
-        status, body, headers = self.reply
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, value)
-        if status != 204:
-            self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command != "HEAD" and status not in (204, 304):
-            self._send(memoryview(body))
-
-    def _send(self, body: memoryview) -> None:
-        state, path = self.gcs, urlsplit(self.path).path
-        for start in range(0, len(body), _PIECE_BYTES):
-            piece = body[start : start + _PIECE_BYTES]
-            if state.hold_at is not None and state.sent.total() >= state.hold_at:
-                state.released.wait()
-            try:
-                self.wfile.write(piece)
-            except OSError:  # who asked has gone
-                self.close_connection = True
-                return
-            with state.counting:
-                state.sent[path] += len(piece)
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        """Say nothing."""
 
 
 def _parts(content_type: str, body: bytes) -> tuple[dict[str, Any], bytes]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -10,7 +9,6 @@ from urllib.parse import urlsplit
 import pytest
 
 from cached.contract.errors import HoldfastError
-from cached.contract.manifest import FileEntry, Manifest
 from cached.core.listing import Listing, RemoteFile
 from cached.sources.base import Source
 from cached.sources.huggingface.source import HuggingFaceSource
@@ -32,12 +30,6 @@ def write(folder: Path, files: dict[str, bytes]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     return folder
-
-
-def manifest_of(files: dict[str, bytes]) -> Manifest:
-    return Manifest.build(
-        FileEntry(path, hashlib.sha256(content).hexdigest(), len(content)) for path, content in files.items()
-    )
 
 
 def hub_source(uri: str) -> HuggingFaceSource:

@@ -17,9 +17,10 @@ from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.contract.status import ModelStatus, State, encode
 from tests.support.crashing.journal import replace_bytes
-from tests.support.crashing.stage import Scenario, Stage, manifest_of
+from tests.support.crashing.stage import Scenario, Stage
 from tests.support.crashing.warm import SEGMENT_BYTES
 from tests.support.daemon import prefetched
+from tests.support.filling import manifest_of
 from tests.support.origin_faults import Stall
 
 ONE, TWO, THREE = (ModelRef("acme/tiny", version) for version in ("v1", "v2", "v3"))

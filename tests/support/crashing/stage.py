@@ -18,13 +18,14 @@ from typing import Any
 
 from cached.contract.errors import HoldfastError
 from cached.contract.layout import ingest_id
-from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
+from cached.contract.manifest import MANIFEST_NAME
 from cached.contract.reference import ModelRef
 from cached.sources.base import identity_of
 from tests.support.crashing.checks import settled, visible
 from tests.support.crashing.journal import renew_inodes
 from tests.support.crashing.points import Plan
 from tests.support.crashing.warm import Died, WarmDaemon, WarmParent
+from tests.support.filling import manifest_of
 from tests.support.origin import HostileOrigin
 
 Files = Mapping[str, bytes]
@@ -81,10 +82,6 @@ class Scenario:
 
 def _etag(data: bytes) -> str:
     return f'"{hashlib.sha256(data).hexdigest()[:16]}"'
-
-
-def manifest_of(files: Files) -> Manifest:
-    return Manifest.build(FileEntry(path, hashlib.sha256(data).hexdigest(), len(data)) for path, data in files.items())
 
 
 @contextmanager

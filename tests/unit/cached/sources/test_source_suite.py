@@ -28,7 +28,8 @@ from cached.transport.connection.settings import HttpSettings
 from cached.transport.target import HttpTarget, LocalTarget
 from tests.support.choosing import chosen
 from tests.support.fake_hub import FakeHub
-from tests.support.hub_cases import NAME, manifest_of, write
+from tests.support.filling import manifest_of
+from tests.support.hub_cases import NAME, write
 from tests.support.nginx import nginx
 from tests.support.object_stores import ENVIRONMENT, Store
 from tests.support.registry import RunningRegistry

@@ -13,7 +13,8 @@ import pytest
 from cached.contract.errors import Permanent, Transient
 from tests.support.fake_hub import FakeHub
 from tests.support.fake_hub_repos import Access
-from tests.support.hub_cases import CONFIG, NAME, TOKEN, URI, by_path, hub_source, manifest_of, refusal, write
+from tests.support.filling import manifest_of
+from tests.support.hub_cases import CONFIG, NAME, TOKEN, URI, by_path, hub_source, refusal, write
 
 # Refusals
 

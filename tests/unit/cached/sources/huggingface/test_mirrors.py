@@ -14,7 +14,8 @@ from cached.transport.connection.settings import HttpSettings
 from cached.transport.target import HttpTarget
 from tests.support.choosing import chosen
 from tests.support.fake_hub import FakeHub, Reply, Request
-from tests.support.hub_cases import CONFIG, NAME, TOKEN, URI, WEIGHTS, hub_source, manifest_of, refusal, write
+from tests.support.filling import manifest_of
+from tests.support.hub_cases import CONFIG, NAME, TOKEN, URI, WEIGHTS, hub_source, refusal, write
 
 MODEL = {"config.json": CONFIG, "model.safetensors": WEIGHTS, "extra/a b.json": b"[]"}
 _MISSING = Reply(404, {"Content-Type": "text/plain"}, b"404 page not found")

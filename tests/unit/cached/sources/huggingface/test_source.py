@@ -17,19 +17,8 @@ from cached.contract.manifest import CHAINS_NAME
 from cached.transport.git_blob import git_blob_hasher
 from tests.support.fake_hub import FakeHub
 from tests.support.fake_hub_repos import Access
-from tests.support.hub_cases import (
-    CONFIG,
-    NAME,
-    TOKEN,
-    URI,
-    WEIGHTS,
-    by_path,
-    hub_source,
-    manifest_of,
-    read,
-    refusal,
-    write,
-)
+from tests.support.filling import manifest_of
+from tests.support.hub_cases import CONFIG, NAME, TOKEN, URI, WEIGHTS, by_path, hub_source, read, refusal, write
 
 # What is listed
 
