@@ -34,6 +34,7 @@ _METADATA = "holdfast-sha256"
 _MOST_PARTS = 10_000  # S3's limit
 _ATTEMPTS = 5  # a publish is not retried elsewhere
 _READ_TIMEOUT_S = 60
+_RULE = "a lifecycle rule AbortIncompleteMultipartUpload removes such"
 
 
 class S3Destination:
@@ -50,6 +51,7 @@ class S3Destination:
         )
         self._slots = asyncio.Semaphore(requests)
         self._is_marked = False  # as last listed
+        self._wanted: frozenset[str] = frozenset()  # the paths that were asked for then
 
     @property
     def display(self) -> str:
@@ -61,7 +63,7 @@ class S3Destination:
 
     async def list_files(self, files: Sequence[FileEntry]) -> dict[str, Stored]:
         prefix = self._address.prefix
-        wanted = {file.path for file in files}
+        wanted = self._wanted = frozenset(file.path for file in files)
         found = {item.key[len(prefix) :]: item for item in await self._client.objects(prefix)}
         self._is_marked = PUBLISHING_NAME in found
         return {path: Stored(item.size, item.etag) for path, item in found.items() if path in wanted}
@@ -93,6 +95,8 @@ class S3Destination:
 
     async def claim(self, mark: Mark, say: Say) -> None:
         await self._mark.claim(mark, say)
+        if self._is_marked:
+            await self._abort_left(say)
 
     async def is_marked(self) -> bool:
         return self._is_marked
@@ -221,19 +225,32 @@ class S3Destination:
                     sending.add_done_callback(lambda _: self._slots.release())
         return [{"PartNumber": n, "ETag": tags[n]} for n in sorted(tags)], [sums[n] for n in sorted(sums)]
 
+    async def _abort_left(self, say: Say) -> None:
+        """Abort the uploads of this version's files that a dead publisher left: their parts are kept, and paid for. Of
+        more than a thousand the rest stays, as where the role may not do it."""
+        prefix, common = self._address.prefix, {"Bucket": self._address.bucket, **self._address.request_parameters}
+        try:
+            with translate_errors(self.display):
+                listed = await (await self._client.api()).list_multipart_uploads(**common, Prefix=prefix)
+            for each in listed.get("Uploads", ()):
+                if each["Key"][len(prefix) :] in self._wanted:
+                    await self._end_upload({**common, "Key": each["Key"], "UploadId": each["UploadId"]})
+        except HoldfastError as error:
+            say(f"unfinished uploads of that publish may stay at the bucket ({error.message}); {_RULE}")
+
+    async def _end_upload(self, target: dict[str, str]) -> None:
+        with translate_errors(self._address.uri(target["Key"])):
+            try:
+                await (await self._client.api()).abort_multipart_upload(**target)
+            except ClientError as error:
+                if not _is_gone(error):
+                    raise
+
     async def _abort(self, target: dict[str, str], cause: BaseException) -> None:
         try:
-            with translate_errors(self._address.uri(target["Key"])):
-                try:
-                    await (await self._client.api()).abort_multipart_upload(**target)
-                except ClientError as error:
-                    if not _is_gone(error):
-                        raise
+            await self._end_upload(target)
         except HoldfastError as error:
-            cause.add_note(
-                f"the unfinished upload {target['UploadId']} stays at the bucket ({error.message}); a lifecycle rule "
-                "AbortIncompleteMultipartUpload removes such"
-            )
+            cause.add_note(f"the unfinished upload {target['UploadId']} stays at the bucket ({error.message}); {_RULE}")
 
 
 def _is_gone(error: ClientError) -> bool:

@@ -124,6 +124,19 @@ def test_a_mark_beside_a_whole_version_is_removed(tmp_path: Path, place: Place) 
     assert set(place.files()) == {"holdfast.json", "s0.bin", "s1.bin"}
 
 
+def test_unfinished_uploads_of_a_killed_publisher_are_aborted(tmp_path: Path, moto: S3Server) -> None:
+    """The parts that it left, which nothing lists and which are paid for, go with its mark; an upload of another
+    program's file stays."""
+    folder, bucket, client = model(tmp_path / "A", "A", files=2), new_bucket(moto), moto.client()
+    for path in ("s0.bin", "s0.bin", "other.bin"):
+        client.create_multipart_upload(Bucket=bucket, Key=f"m/{path}")
+    mark = replace(Mark.new(Digest.of(b"")), ended=True).encode()
+    client.put_object(Bucket=bucket, Key=f"m/{PUBLISHING_NAME}", Body=mark)
+    published(folder, f"s3://{bucket}/m/", env=moto.environment)
+    left = client.list_multipart_uploads(Bucket=bucket)["Uploads"]
+    assert [upload["Key"] for upload in left] == ["m/other.bin"]
+
+
 def test_a_publisher_that_gave_up_is_followed_at_once(tmp_path: Path, place: Place) -> None:
     """A publish that failed by itself says so in its mark: the next one need not wait."""
     folder = model(tmp_path / "A", "A", files=3, size=20_000_000)
