@@ -71,13 +71,17 @@ class Front:
         self._add(_Fault(choose, times, apply))
 
     def cut(self, at: int, *, times: int | None = 1, choose: Choose = anything) -> None:
-        """Close the connection of `times` of the chosen requests after `at` bytes of the service's body."""
+        """Close the connection of `times` of the chosen requests after `at` bytes of the service's body; one whose body
+        is no longer than that passes, and does not count."""
 
         def apply(handler: _Handler, request: ProxiedRequest) -> bool:
-            handler.pass_on(request, cut_at=at)
+            if handler.pass_on(request, cut_at=at) <= at:
+                with self._lock:
+                    fault.times = None if fault.times is None else fault.times + 1
             return True
 
-        self._add(_Fault(choose, times, apply))
+        fault = _Fault(choose, times, apply)
+        self._add(fault)
 
     def before(self, call: Callable[[], None], *, choose: Choose = anything, skip: int = 0) -> None:
         """Call `call` before the next chosen request, once, after `skip` others have passed."""
@@ -135,8 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def pass_on(self, request: ProxiedRequest, cut_at: int | None = None) -> None:
-        """Answer as the service does; `cut_at`: no further than so many bytes of the body."""
+    def pass_on(self, request: ProxiedRequest, cut_at: int | None = None) -> int:
+        """Answer as the service does; `cut_at`: no further than so many bytes of the body. Return how many it has."""
         upstream = urlsplit(self._front.upstream)
         connection = http.client.HTTPConnection(upstream.hostname or "", upstream.port, timeout=60)
         try:
@@ -155,6 +159,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(body if cut_at is None else body[:cut_at])
             self.close_connection = self.close_connection or cut_at is not None
+            return len(body)
         finally:
             connection.close()
 

@@ -58,7 +58,7 @@ class Place(Protocol):
         """End the credentials or addresses that the source has now; new ones are given."""
 
     def is_bytes(self, request: ProxiedRequest) -> bool:
-        """Return whether a request asks for the bytes of a file of weights, and not for a listing or a token."""
+        """Return whether a request asks for the bytes of a file, and not for a listing or a token."""
 
 
 @dataclass(frozen=True, slots=True)

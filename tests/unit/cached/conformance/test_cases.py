@@ -19,6 +19,7 @@ from cached.contract.errors import HoldfastError
 from cached.core.listing import Algorithm, Checksum, Listing, RemoteFile
 from cached.sources.base import Source
 from cached.transport.client import HttpClient
+from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.settings import HttpSettings
 from cached.transport.target import HttpTarget, Target
 from tests.support.places import PASSWORD, Web, at_nginx
@@ -106,6 +107,22 @@ async def test_a_broken_promise_is_found(
         place.open = broken  # type: ignore[method-assign]
         with puller_in(tmp_path / "wrong") as puller, pytest.raises((NotConforming, HoldfastError)):
             await run_case(case, place, puller)
+
+
+async def test_a_file_too_small_to_be_cut_uses_no_cut_up(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """Whichever file a source asks for first, the answer that ends early is that of a file that is long enough."""
+    with ExitStack() as stack:
+        client = HttpClient(HttpSettings())
+        stack.callback(client.close)
+        place = at_nginx(request, client, tmp_path, stack)
+        assert isinstance(place, Web)
+        place.put({"a.json": b"{}"})
+        (front,) = place.fronts
+        front.cut(100)
+        assert client.fetch(HttpTarget(f"{front.url}/m/a.json"), 1000, Cancellation()).body == b"{}"
+        place.put({"w.bin": b"w" * 500})
+        with pytest.raises(HoldfastError):
+            client.fetch(HttpTarget(f"{front.url}/m/w.bin"), 1000, Cancellation())
 
 
 async def test_a_refused_case_says_so(tmp_path: Path) -> None:
