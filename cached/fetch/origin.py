@@ -19,7 +19,7 @@ from cached.fetch.resolving.addresses import Addresses
 from cached.transport.body import Body
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
-from cached.transport.response import source_changed
+from cached.transport.response import no_end, source_changed
 from cached.transport.target import HttpTarget, LocalTarget, StreamTarget, Target
 
 _MAX_RENEWALS = 4  # of an address for one request: one is enough, unless other connections are refused at the same time
@@ -120,6 +120,8 @@ class Origin:
         """Check that a body, read to `position`, ended where it must; raises `Transient`."""
         if end is not None and position < end:
             raise Transient("bad_response", f"{self._spec.name}: the body ended at byte {position}, expected {end}", "")
+        if end is None and isinstance(body, Body) and body.ends_by_close and not self._spec.is_promised:
+            raise no_end(self._spec.name)
         if body.length is None and body.readinto(memoryview(bytearray(1))):
             raise self._unlike_listing(f"the body goes on after byte {position}")
 

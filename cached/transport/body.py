@@ -151,6 +151,7 @@ class Body:
         self.pieces = exchange.answer.headers.get("Holdfast-Pieces", "")
         self._exchange = exchange
         self._framing = _framing(exchange, extent)
+        self.ends_by_close = isinstance(self._framing, UntilClose)  # a part looks like the whole
         self.received = 0
         self._ended = False
         self._closed = False

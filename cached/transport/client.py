@@ -60,12 +60,14 @@ _OURS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """A complete small response. `url`: its address after redirects, without user information."""
+    """A small response. `url`: its address after redirects, without user information. `ends_by_close`: it had no length
+    and no chunks, so that nothing tells whether it is complete."""
 
     status: int
     body: bytes = field(repr=False)
     headers: http.client.HTTPMessage = field(repr=False)
     url: str = field(repr=False)
+    ends_by_close: bool = False
 
     @property
     def redirect_url(self) -> str | None:
@@ -496,7 +498,7 @@ def _read_whole(exchange: Exchange, body: Body, limit_bytes: int) -> Response:
             f"{exchange.where}: expected at most {limit_bytes} bytes{found}",
             "check that the address is the right one",
         )
-    return Response(exchange.answer.status, data, exchange.answer.headers, exchange.url)
+    return Response(exchange.answer.status, data, exchange.answer.headers, exchange.url, body.ends_by_close)
 
 
 def _read(body: Body, limit_bytes: int) -> bytes:

@@ -84,6 +84,16 @@ def bad_response(where: str, problem: str) -> Transient:
     return Transient("bad_response", f"{where}: {problem}", "it is tried again; if it goes on, the server is at fault")
 
 
+def no_end(where: str) -> Transient:
+    """Return the error for an answer that ends with its connection, where nothing else tells what is all of it."""
+    return Transient(
+        "bad_response",
+        f"{where}: the answer has no length and ends with its connection, so that a part looks like the whole",
+        "let the server, and any proxy before it, send Content-Length or chunks, or write a manifest there "
+        "(`holdfast publish`)",
+    )
+
+
 def read_head(stream: Stream, where: str) -> ResponseHead:
     """Read one head, skipping interim ones. Raises `Transient` (`bad_response`), or the OSError of the connection."""
     for _ in range(_MAX_INTERIM_ANSWERS):

@@ -22,7 +22,7 @@ from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.credentials import basic
 from cached.transport.pages import SIGN_IN, page_in
-from cached.transport.response import parse_http_date, sent_at, strong_etag
+from cached.transport.response import no_end, parse_http_date, sent_at, strong_etag
 from cached.transport.target import HttpTarget
 from cached.transport.urls import Address, display_url, origin_of
 
@@ -229,6 +229,8 @@ class WebSource:
             found.unlisted.append(Unlisted(prefix, error))
             return []
         entries = read_index(page.body, page.headers.get_content_type(), page.url.partition("?")[0])
+        if entries is not None and page.ends_by_close:
+            raise no_end(display_url(page.url))
         if entries is None and not prefix and page_in(page.body) is not None:
             found.page = display_url(page.url)
         if entries is None and prefix:
