@@ -29,11 +29,11 @@ _READER_TIMEOUT_MS = 100  # for a slow reader; after it, lines are dropped until
 
 
 def prepare_process() -> None:
-    """Block SIGTERM and SIGINT until `unblock_signals` or a `SignalThread`; ignore SIGHUP; make stderr lossy. Process 1
+    """Ignore SIGHUP; block SIGTERM and SIGINT until `unblock_signals` or a `SignalThread`; make stderr lossy. Process 1
     of a container gets no SIGTERM without a handler: the kubelet would wait out the whole grace period of a program
     that still imports. A blocked signal stays pending. SIGHUP asks to read files again, which are watched already."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     sys.stderr = LossyStream(sys.stderr.fileno())
 
 
