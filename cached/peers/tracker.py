@@ -129,6 +129,7 @@ class Tracker:
         self._usual_s = 0.0
         self._tidied_at = self._halved_at = 0.0
         self._overdue = 0
+        self._dealt_again = 0  # of the granted ones
 
     def is_fetching(self, address: str) -> bool:
         """Return whether the node at `address` announces the version, and has not all of it."""
@@ -328,8 +329,8 @@ class Tracker:
     # --- what it is told -------------------------------------------------------------------------------------------
 
     def _deal_grants(self, node: _Node, want: int, now: float) -> list[int]:
-        """Deal pieces that no node holds or fetches, while this node has not had more than the average one. When there
-        are no more, each that is overdue is dealt to one more node, once: mostly it is slow and comes before that.
+        """Deal pieces that no node holds or fetches, while this node has not had more than the average one. Once all
+        others have come, each that is overdue is dealt to one more node, once: most are slow, and come before that.
         What is overdue takes no place among the pieces that are asked of the origin at once."""
         fetching = max(1, self._fetching)
         at_once = min(self._pace.at_once, max(2 * fetching, self._pieces // 4))
@@ -338,13 +339,14 @@ class Tracker:
         grants: list[int] = []
         lacking = want & ~self._held
         while (
-            (free := lacking & ~self._granted_bits or lacking & self._overdue)
+            (free := lacking & ~self._granted_bits or lacking & self._find_late())
             and len(node.grants) < of_node
             and len(self._granted) - self._overdue.bit_count() < at_once
             and node.dealt <= self._dealt / fetching + ahead
         ):
             piece = pick(free, self._rng)
             lacking &= ~(1 << piece)
+            self._dealt_again |= self._overdue & 1 << piece
             self._overdue &= ~(1 << piece)
             node.grants[piece] = self._granted[piece] = now
             self._granted_bits |= 1 << piece
@@ -353,6 +355,10 @@ class Tracker:
             self._pace.record_grant(now)
             grants.append(piece)
         return grants
+
+    def _find_late(self) -> int:
+        """Return the overdue pieces to deal again: all of them, once no other is under way for the first time."""
+        return 0 if self._granted_bits & ~(self._overdue | self._dealt_again) else self._overdue
 
     def _deal_imports(self, node: _Node, zone: _Zone, want: int, now: float) -> list[tuple[int, str]]:
         """Deal pieces that other zones hold and this one does not, with who has them."""
@@ -429,6 +435,7 @@ class Tracker:
     def _release(self, piece: int) -> None:
         if self._granted.pop(piece, None) is not None:
             self._granted_bits &= ~(1 << piece)
+            self._dealt_again &= ~(1 << piece)
 
     def _take_back(self, node: _Node) -> None:
         """Let others have what this node was dealt."""
