@@ -65,6 +65,9 @@ class RegistryUploads:
         if await self.has_blob(digest):
             return False
         begun = await self._ask_again("POST", f"{self._prefix}/blobs/uploads/", headers={"Content-Length": "0"})
+        if begun.status == 405:
+            problem = f"{display_url(self._prefix)} takes no uploads (405): the registry is read-only"
+            raise Permanent("read_only", problem, "publish to the registry that it mirrors, or end its maintenance")
         if begun.status != 202:
             raise error_of(begun, f"the repository {display_url(self._prefix)}")
         least = begun.headers.get("OCI-Chunk-Min-Length", "")

@@ -287,6 +287,14 @@ async def test_a_refusal_is_read_whole(front: Front, tmp_path: Path) -> None:
     assert caught.value.code == "stored_wrong"
 
 
+async def test_a_mirror_is_told_to_be_read_only(registry: RunningRegistry, tmp_path: Path) -> None:
+    """A registry that takes no uploads, as one that pulls through, ends a publish before any bytes, in those words."""
+    upstream = f"proxy: {{remoteurl: 'http://{registry.host}'}}"
+    with docker_registry(tmp_path / "mirror", more=upstream) as mirror, pytest.raises(Permanent) as caught:
+        await publish_to(f"oci://{mirror.host}/team/mirrored:v1", folder_of(tmp_path / "m", FILES))
+    assert caught.value.code == "read_only" and "mirrors" in (caught.value.remedy or "")
+
+
 @pytest.mark.parametrize("method", ["HEAD", "POST", "PUT"])
 async def test_a_busy_registry_is_asked_again(
     front: Front, registry: RunningRegistry, tmp_path: Path, method: str
