@@ -6,6 +6,7 @@ Law: real sockets on 127.0.0.1, in this process.
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class FakeStore:
             return token in self.issued[self.withdrawn :] and (self.uses is None or self.used[token] <= self.uses)
 
 
-class StoreHandler(BaseHTTPRequestHandler):
+class StoreHandler(BaseHTTPRequestHandler, ABC):
     """Answers a request with the `reply` that `_decide` sets; `store` is the service's."""
 
     protocol_version = "HTTP/1.1"
@@ -63,9 +64,9 @@ class StoreHandler(BaseHTTPRequestHandler):
         self._decide()
         self._transmit()
 
+    @abstractmethod
     def _decide(self) -> None:
         """Set the answer."""
-        raise NotImplementedError
 
     def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
         self.reply = status, body, headers or {}

@@ -12,9 +12,8 @@ import os
 import threading
 from pathlib import Path
 
+from cached.contract.program.plain_files import READ_FLAGS
 from cached.contract.snapshot.flock import is_locked
-
-_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW
 
 _probe = threading.Lock()  # `is_held` locks the lease for a moment: our own eviction must not count that as a holder
 
@@ -70,12 +69,12 @@ def take_exclusive(path: Path) -> Lease | None:
 def is_held(path: str | Path) -> bool:
     """Return whether the lease at `path` has a holder now. Raises OSError."""
     with _probe:
-        return is_locked(path, _OPEN)
+        return is_locked(path, READ_FLAGS)
 
 
 def _take(path: Path, kind: int) -> Lease | None:
     try:
-        descriptor = os.open(path, _OPEN)
+        descriptor = os.open(path, READ_FLAGS)
     except FileNotFoundError:
         return None
     with contextlib.ExitStack() as closing, contextlib.suppress(BlockingIOError, FileNotFoundError):

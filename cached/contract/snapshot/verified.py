@@ -38,8 +38,9 @@ class VerifiedFile:
         return self.verified_at != NEVER
 
     def fits(self, found: os.stat_result) -> bool:
-        """Return whether a file is as it was when it was hashed; ignore its seal."""
-        return stat.S_ISREG(found.st_mode) and VerifiedFile.of(found, self.verified_at, self.verity) == self
+        """Return whether a file is as it was when it was hashed, if it was; ignore its seal."""
+        is_same = VerifiedFile.of(found, self.verified_at, self.verity) == self
+        return self.is_hashed and is_same and stat.S_ISREG(found.st_mode)
 
 
 _KEYS = tuple(f.name for f in fields(VerifiedFile))

@@ -307,7 +307,7 @@ class _Check:
         except OSError:
             return False
         seen = record.get(path)
-        return seen is not None and seen.is_hashed and seen.fits(found)
+        return seen is not None and seen.fits(found)
 
     def _take(self) -> FileEntry | None:
         with self._lock:

@@ -293,4 +293,4 @@ def _is_unchanged(path: Path, seen: VerifiedFile) -> bool:
         found = os.lstat(path)
     except OSError:
         return False
-    return seen.is_hashed and seen.fits(found)
+    return seen.fits(found)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -95,6 +96,17 @@ def test_a_symlink_is_no_lease(path: Path) -> None:
     link.symlink_to(path)
     with pytest.raises(OSError, match="symbolic links"):
         take_shared(link)
+
+
+def test_a_pipe_in_its_place_is_not_waited_for(tmp_path: Path) -> None:
+    """Who looks at a lease, or takes it, waits for no writer of a pipe that lies in its place."""
+    path = tmp_path / "lease"
+    os.mkfifo(path)
+    for act in (is_held, take_shared, take_exclusive):
+        asked = threading.Thread(target=act, args=(path,), daemon=True)
+        asked.start()
+        asked.join(30)
+        assert not asked.is_alive()
 
 
 def test_a_look_is_no_use(path: Path) -> None:
