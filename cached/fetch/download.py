@@ -290,12 +290,7 @@ class Download:
         extent = segment if piece.extent is None else piece.extent
         assert extent.end is not None
         hasher, offset = piece.make_hasher(), extent.start
-        self._workers.at_work.begin_wait()
-        try:
-            body = self._workers.peer_client.get(piece.target, extent.start, extent.size, attempt.cancellation)
-        finally:
-            self._workers.at_work.end_wait()
-        with body:
+        with self._workers.peer_client.get(piece.target, extent.start, extent.size, attempt.cancellation) as body:
             if (body.start, body.length) != (extent.start, extent.size):
                 raise Transient("bad_response", f"{self.spec.name}: not the range that was asked for", "")
             self._count_arriving(body, segment.size)
@@ -354,6 +349,7 @@ class Download:
                     attempt.become_stream(segment)
                     at.streaming = True
                 end = self._origin.find_end(segment, body, streaming=at.streaming)
+                self._count_arriving(body, self._workers.buffers.size)
                 while (end is None or at.offset < end) and self._receive_buffer(attempt, body, at, end):
                     if not at.streaming and at.offset < (end or 0) and self._workers.outranked(self):
                         return Segment(at.offset, end)
@@ -375,7 +371,6 @@ class Download:
         buffer = self._workers.buffers.take()
         wanted = len(buffer) if end is None else min(len(buffer), end - at.offset)
         before, length, received_s = body.received, 0, 0.0
-        self._count_arriving(body, wanted)
         try:
             if end is not None:
                 self._space.grow(at.offset + wanted)
@@ -405,20 +400,16 @@ class Download:
 
     def _fill(self, attempt: AnyAttempt, body: AnyBody, view: memoryview) -> float:
         """Fill `view`, within the bandwidth limit, or less at the end of the body; return the seconds it took."""
-        limit, filled = self._workers.limit, 0
-        self._workers.at_work.begin_wait()
-        try:
-            while filled < len(view):
-                chunk = limit.chunk(len(view) - filled)
-                limit.take(chunk, attempt.cancellation)
-                count = body.readinto(view[filled : filled + chunk])
-                filled += count
-                if count < chunk:
-                    break
-        finally:
-            waited_s = self._workers.at_work.end_wait()
+        limit, filled, began = self._workers.limit, 0, time.monotonic()
+        while filled < len(view):
+            chunk = limit.chunk(len(view) - filled)
+            limit.take(chunk, attempt.cancellation)
+            count = body.readinto(view[filled : filled + chunk])
+            filled += count
+            if count < chunk:
+                break
         attempt.cancellation.check()
-        return waited_s
+        return time.monotonic() - began
 
     # --- outcomes --------------------------------------------------------------------------------------------------
 
@@ -429,7 +420,7 @@ class Download:
 
     def _progressed(self, size: int, streaming: bool) -> None:
         with self._lock:
-            self._arriving.pop(threading.get_ident(), None)
+            self._arriving[threading.get_ident()].settle()
             self.bytes_done += size
             self.received_at = time.monotonic()
             if not streaming:  # a broken stream starts over: that is no progress
@@ -529,13 +520,17 @@ class _Position:
     digest: Hasher | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Arriving:
     """Bytes that are being received and not yet written: those of `body` after the first `before`, at most `most`."""
 
     body: AnyBody
     before: int
     most: int
+
+    def settle(self) -> None:
+        """Count no more what has come until now."""
+        self.before = self.body.received
 
     def count(self) -> int:
         # A body that turns out to be a page has received nothing.

@@ -14,7 +14,6 @@ from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.fetch.blob import BlobSpec, NoRanges, Segment
 from cached.fetch.bodies.local_file import LocalBody
 from cached.fetch.bodies.stream_body import StreamBody
-from cached.fetch.busy_workers import AtWork
 from cached.fetch.resolving.addresses import Addresses
 from cached.transport.body import Body
 from cached.transport.client import HttpClient
@@ -38,7 +37,6 @@ class OriginWorkers(Protocol):
     """The workers, as they ask an origin."""
 
     client: HttpClient
-    at_work: AtWork
 
     @property
     def metrics(self) -> FailureMetrics: ...
@@ -60,18 +58,14 @@ class Origin:
         """Request a segment, or with `streaming` the whole object. Raises `NoRanges` where the origin has it as a
         stream only, or may have sent another object's range; else as `HttpClient.get`."""
         length = None if streaming else segment.length
-        self._workers.at_work.begin_wait()
-        try:
-            target = self._addresses.current(cancellation)
-            if isinstance(target, LocalTarget):
-                return LocalBody(target, segment.start, length)
-            if isinstance(target, StreamTarget):
-                if not streaming and segment.start:
-                    raise NoRanges
-                return StreamBody(target, cancellation)
-            target, body = self._request_renewed(target, segment.start, length, cancellation)
-        finally:
-            self._workers.at_work.end_wait()
+        target = self._addresses.current(cancellation)
+        if isinstance(target, LocalTarget):
+            return LocalBody(target, segment.start, length)
+        if isinstance(target, StreamTarget):
+            if not streaming and segment.start:
+                raise NoRanges
+            return StreamBody(target, cancellation)
+        target, body = self._request_renewed(target, segment.start, length, cancellation)
         self._addresses.mark_accepted(target)
         if not streaming and not self._is_proven(target, body):
             body.close()

@@ -22,8 +22,8 @@ from cached.contract.layout import Layout
 from cached.contract.program import limits
 from cached.contract.program.processors import count_processors
 from cached.contract.program.thread_pool import start_pool
-from cached.fetch.busy_workers import AtWork
 from cached.fetch.download import Download, DownloadMetrics
+from cached.fetch.processor_demand import ProcessorDemand
 from cached.store.blob.digest_journal import DigestJournal
 from cached.store.blob.group_commit import GroupCommit
 from cached.store.disk.verity import Sealing
@@ -42,6 +42,7 @@ MAX_OPEN = 8  # blobs received at once: enough to keep the disk and the hash bus
 MAX_PARKED = 64  # blobs with open files, including those that wait for a retry, or for other nodes
 _HELD = 4  # buffers that may wait for the hash, beside the next one of each blob
 _LOOK_S = 0.05
+_SPARE_PROCESSORS = 0.25  # with less to spare another worker takes from the others what it gets
 _RELEASE_S = 10.0
 # A peer that does not answer at once is left: the next one has the piece too. It may queue a request for two seconds.
 # At 256 KiB/s a piece takes two minutes: a slower peer is none (`serving/server.py` drops such readers).
@@ -80,7 +81,6 @@ class Workers:
         self.peer_client = HttpClient(settings.peer_http)
         self.metrics = metrics
         self.journal = journal
-        self.at_work = AtWork(time.monotonic)
         self.limit = BandwidthLimit(settings.bandwidth, time.monotonic, time.sleep)
         self.buffers = BufferPool(settings.connections + _HELD + MAX_OPEN, BUFFER_BYTES)
         self.hold_slots = threading.Semaphore(_HELD)
@@ -91,6 +91,7 @@ class Workers:
         self._downloads = _DownloadQueues()
         self._idle = 0
         self._processors = count_processors()
+        self._demand = ProcessorDemand(time.monotonic)
         self._looking = False  # whether an idle worker looks again by itself
         self._stopping = False
         self._threads = [
@@ -121,7 +122,7 @@ class Workers:
     def outranked(self, download: Download) -> bool:
         """Return whether a more urgent download could use this one's worker."""
         with self._condition:
-            return any(
+            return self._downloads.has_before(download.priority) and any(
                 self._has_room(origin) or origin == download.spec.origin  # a preempted connection frees one there
                 for origin in self._downloads.origins_before(download.priority, time.monotonic())
             )
@@ -158,8 +159,9 @@ class Workers:
         self.peer_client.close()
 
     def _run(self) -> None:
-        while self._receive_one():
-            pass
+        with self._demand.count_this_thread():
+            while self._receive_one():
+                pass
 
     def _receive_one(self) -> bool:
         """Receive the next segment; return False at the end. A method: it frees the download before the next wait."""
@@ -191,11 +193,19 @@ class Workers:
 
     def _choose(self, now: float) -> Download | None:
         """Return the download that a free worker should take, None while there is none or no processor for it."""
-        return self._downloads.choose(now, self._has_room, crowded=self._is_crowded())
+        crowded = self._is_crowded()
+        # One blob more than there are processors: another is at work while one waits for the disk.
+        begins = not crowded or self._downloads.count_workers() <= self._processors
+        return self._downloads.choose(now, self._has_room, begins=begins, helps=not crowded)
 
     def _is_crowded(self) -> bool:
-        """Return whether the workers use all processors; one more is at work while another waits for the disk."""
-        return self._downloads.count_workers() - self.at_work.count_waiting() > self._processors
+        """Return whether the workers use all processors; until that is measured, each is taken to use one."""
+        workers = self._downloads.count_workers()
+        if not workers:
+            self._demand.forget()  # else an average with the time before it
+            return False
+        demand = self._demand.measure(workers)
+        return workers >= self._processors if demand is None else demand > self._processors - _SPARE_PROCESSORS
 
     def _needs_look(self) -> bool:
         """Return whether no idle worker looks for a free processor."""
@@ -284,9 +294,9 @@ class _DownloadQueues:
         """Return the number of downloads with workers. Needs no lock."""
         return len(self._workers)
 
-    def choose(self, now: float, has_room: Callable[[str], bool], *, crowded: bool) -> Download | None:
-        """Return the download that the next worker should take, None if there is none. `crowded`: no processor is free
-        for a large one."""
+    def choose(self, now: float, has_room: Callable[[str], bool], *, begins: bool, helps: bool) -> Download | None:
+        """Return the download that the next worker should take, None if there is none. Of the large ones, it may be one
+        without a worker if the worker `begins` it, and one with others if it `helps` them."""
         self._end_backoffs(now)
         awake = [f for f in self.started if f.not_before <= now]
         urgent = min([*(f.priority for f in awake if f.receiving()), *self._queues], default=None)
@@ -300,7 +310,7 @@ class _DownloadQueues:
             and f.has_work()
             and has_room(f.spec.origin)
             and not (self._workers[f] and f.hash_is_behind())
-            and not (crowded and not f.is_small)
+            and (f.is_small or (helps if self._workers[f] else begins))
         ]
         best = min(able, key=lambda f: (not f.is_waited_for, self._workers[f]), default=None)
         if best is not None and (best.is_waited_for or not self._workers[best]):
@@ -308,13 +318,19 @@ class _DownloadQueues:
         parked = sum(1 for f in self.started if f.opened and f.priority == urgent)
         if sum(1 for f in mine if self._is_active(f)) < MAX_OPEN and parked < MAX_PARKED:
             heads = [head for origin in list(self._queues.get(urgent, ())) if (head := self._head(urgent, origin))]
-            able_heads = (
-                head for head in heads if has_room(head[2].spec.origin) and not (crowded and not head[2].is_small)
-            )
+            able_heads = (head for head in heads if has_room(head[2].spec.origin) and (begins or head[2].is_small))
             first = min(able_heads, key=lambda head: head[0], default=None)
             if first is not None:
                 return first[2]
         return best
+
+    def has_before(self, priority: int) -> bool:
+        """Return whether there may be more urgent downloads, which `origins_before` looks at one by one."""
+        return (
+            bool(self._backing_off)
+            or any(each < priority for each in self._queues)
+            or any(f.priority < priority for f in self.started)
+        )
 
     def origins_before(self, priority: int, now: float) -> set[str]:
         """Return the origins of more urgent downloads that could use another worker now."""

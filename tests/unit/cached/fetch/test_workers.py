@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from cached.contract.errors import HoldfastError
-from cached.fetch import busy_workers, workers
+from cached.fetch import workers
 from cached.fetch.blob import Segment
+from cached.fetch.download import Download
+from cached.fetch.processor_demand import ProcessorDemand
 from cached.fetch.supply import Assignment, OriginSupply
 from cached.transport.connection.cancel import Cancelled
 from tests.support.fetching import (
@@ -53,29 +55,39 @@ def test_all_connections_begin_at_once(
         check_committed(engine.layout, data, download.result.result(DEADLINE_S))
 
 
+@pytest.mark.parametrize("demand", [None, 0.9])
 def test_no_more_connections_than_processors_can_serve(
-    tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch, demand: float | None
 ) -> None:
-    """Where the workers at hand do not wait for the network, a further connection is not opened for a large blob; a
-    small one, which is little more than its request, has one nevertheless."""
+    """Where the workers at hand need all processors, or may, no further connection is opened for a large blob, but for
+    the first of one more blob than there are processors; a small one, which is little more than its request, has one
+    nevertheless."""
     monkeypatch.setattr(workers, "count_processors", lambda: 1)
-    monkeypatch.setattr(busy_workers, "_LONG_S", 2 * DEADLINE_S)  # however slow this machine is, no wait is long
+    monkeypatch.setattr(ProcessorDemand, "measure", lambda _self, _workers: demand)
     data, small = noise(), noise()[:MIB]
-    origin.put("/large", data, etag='"v1"')
+    for path in ("/first", "/second", "/third"):
+        origin.put(path, data + path.encode(), etag='"v1"')
     origin.put("/small", small, etag='"v1"')
     with open_engine(tmp_path / "root", 8) as engine:
         busy = Paused(0)
-        large = engine.launch(spec_of(data), http(origin.url("/large")), space=busy)
+
+        def launch(path: str) -> Download:
+            return engine.launch(spec_of(data + path.encode(), name=path), http(origin.url(path)), space=busy)
+
+        large = [launch("/first"), launch("/second")]
         try:
             eventually(lambda: len(origin.requests) == 2)
             assert busy.reached.wait(DEADLINE_S)
             assert not threading.Event().wait(0.3)
             other = engine.launch(spec_of(small, name="other"), http(origin.url("/small")))
             check_committed(engine.layout, small, other.result.result(DEADLINE_S))
-            assert [seen.path for seen in origin.requests] == ["/large", "/large", "/small"]
+            large.append(launch("/third"))
+            assert not threading.Event().wait(0.3)
+            assert [seen.path for seen in origin.requests] == ["/first", "/second", "/small"]
         finally:
             busy.let_go.set()
-        check_committed(engine.layout, data, large.result.result(DEADLINE_S))
+        for each in large:
+            each.result.result(DEADLINE_S)
 
 
 def test_memory_goes_back_when_nothing_is_fetched(
