@@ -72,6 +72,7 @@ class DaemonMetrics:
         for make in (ProcessCollector, PlatformCollector, GCCollector):
             make(registry=self.registry)
         self._fetch_bytes = self._counter(table.FETCH_BYTES)
+        self._fetch_bytes_by_kind: dict[str, Counter] = {}
         self._fetch_errors = self._counter(table.FETCH_ERRORS)
         self._requests = self._counter(table.REQUESTS)
         self._verify_failures = self._counter(table.VERIFY_FAILURES)
@@ -93,7 +94,10 @@ class DaemonMetrics:
             self._rechecks.labels(outcome)
 
     def received(self, kind: str, size: int) -> None:
-        self._fetch_bytes.labels(kind).inc(size)
+        counter = self._fetch_bytes_by_kind.get(kind)
+        if counter is None:
+            counter = self._fetch_bytes_by_kind[kind] = self._fetch_bytes.labels(kind)
+        counter.inc(size)
 
     def fetch_failed(self, kind: str, code: str) -> None:
         self._fetch_errors.labels(kind, code).inc()

@@ -37,14 +37,20 @@ class DownloadSpace:
         self._reservation = reservation
         self._folder = folder
         self._lock = threading.Lock()
+        self._allocated = 0  # bytes of the file that have their blocks, and are counted
 
     def grow(self, size: int) -> None:
-        """Reserve `size` bytes in all; raises `NoSpace` or `Permanent` (`too_large`)."""
+        """Reserve `size` bytes in all, before they are written; 0: a new partial blob was opened. Raises `NoSpace` or
+        `Permanent` (`too_large`)."""
+        if 0 < size <= self._allocated:
+            return  # most file systems allocate all at once: there is nothing to count for each piece
         with self._lock:
             if size > self._reservation.size:
                 self._grow(size)
             if self._folder is not None:
-                self._ledger.count_partial(self._reservation.id, allocated_bytes(self._folder))
+                allocated = allocated_bytes(self._folder)
+                self._ledger.count_partial(self._reservation.id, allocated)
+                self._allocated = allocated if allocated >= self._reservation.size else 0
 
     @property
     def reserved(self) -> int:
