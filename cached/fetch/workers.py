@@ -92,6 +92,7 @@ class Workers:
         self._idle = 0
         self._processors = count_processors()
         self._demand = ProcessorDemand(time.monotonic)
+        self._crowded = False  # at the last choice
         self._looking = False  # whether an idle worker looks again by itself
         self._stopping = False
         self._threads = [
@@ -193,7 +194,7 @@ class Workers:
 
     def _choose(self, now: float) -> Download | None:
         """Return the download that a free worker should take, None while there is none or no processor for it."""
-        crowded = self._is_crowded()
+        crowded = self._crowded = self._is_crowded()
         # One blob more than there are processors: another is at work while one waits for the disk.
         begins = not crowded or self._downloads.count_workers() <= self._processors
         return self._downloads.choose(now, self._has_room, begins=begins, helps=not crowded)
@@ -209,7 +210,7 @@ class Workers:
 
     def _needs_look(self) -> bool:
         """Return whether no idle worker looks for a free processor."""
-        return not self._looking and self._is_crowded()
+        return not self._looking and self._crowded
 
     def _sleep(self, now: float) -> None:
         """Wait for a change. One of the idle workers looks again by itself: soon if only a processor is lacking, and
