@@ -31,10 +31,10 @@ class ProcessorDemand:
 
     @contextmanager
     def count_this_thread(self) -> Iterator[None]:
-        """Count the calling thread during the `with` block. A kernel that does not count has no file for it."""
+        """Count the calling thread during the `with` block, unless the kernel has no counts of it to read."""
         try:
             descriptor = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
+        except OSError:
             yield
             return
         self._change(lambda: self._descriptors.append(descriptor))
@@ -50,12 +50,13 @@ class ProcessorDemand:
 
     def measure(self, workers: int) -> float | None:
         """Return how many processors the threads used or queued for on average between the last two measurements, at
-        least 50 ms apart; None before the second one, and where the kernel does not count. `workers`: how many of the
-        threads have something to do now; those that were added since then are taken to need as much as the others."""
+        least 50 ms apart; None before the second one, 0 if no thread is counted: then none is held back. `workers`: how
+        many of the threads have something to do now; those that were added since then are taken to need as much as the
+        others."""
         now = self._clock()
         with self._lock:
             if not self._descriptors:
-                return None
+                return 0.0
             if self._since_s is None or now - self._since_s >= _WINDOW_S:
                 counted_s = sum(map(_read_s, self._descriptors))
                 if self._since_s is not None:

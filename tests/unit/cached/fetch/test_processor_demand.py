@@ -128,6 +128,24 @@ def test_what_was_before_a_pause_is_forgotten(clock: Clock, demand: ProcessorDem
     assert demand.measure(2) is not None
 
 
+def test_a_kernel_that_does_not_count_holds_no_one_back(
+    clock: Clock, demand: ProcessorDemand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a thread's counts cannot be opened (a sandbox, or no free descriptor) it works all the same, and the demand
+    is nothing from the beginning."""
+
+    def refuse(path: str, flags: int) -> int:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    worker = Worker(demand)
+    worker.use()
+    assert demand.measure(1) == 0
+    clock.now_s += 1
+    assert demand.measure(1) == 0
+    worker.stop()
+
+
 def test_a_thread_that_has_ended_counts_no_more(clock: Clock, demand: ProcessorDemand) -> None:
     """The end of a thread gives back what was opened for it, and what it took is no part of a later demand."""
     before = os.listdir("/proc/self/fd")
@@ -140,5 +158,5 @@ def test_a_thread_that_has_ended_counts_no_more(clock: Clock, demand: ProcessorD
     clock.now_s += 1
     assert demand.measure(1) == pytest.approx(0, abs=0.01)
     one.stop()
-    assert demand.measure(0) is None
+    assert demand.measure(0) == 0
     assert os.listdir("/proc/self/fd") == before
