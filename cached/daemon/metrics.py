@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache, partial
 
 from prometheus_client import (
     CollectorRegistry,
@@ -72,7 +72,7 @@ class DaemonMetrics:
         for make in (ProcessCollector, PlatformCollector, GCCollector):
             make(registry=self.registry)
         self._fetch_bytes = self._counter(table.FETCH_BYTES)
-        self._fetch_bytes_by_kind: dict[str, Counter] = {}
+        self._fetch_bytes_of_kind = cache(self._fetch_bytes.labels)  # asked for each piece that comes
         self._fetch_errors = self._counter(table.FETCH_ERRORS)
         self._requests = self._counter(table.REQUESTS)
         self._verify_failures = self._counter(table.VERIFY_FAILURES)
@@ -94,10 +94,7 @@ class DaemonMetrics:
             self._rechecks.labels(outcome)
 
     def received(self, kind: str, size: int) -> None:
-        counter = self._fetch_bytes_by_kind.get(kind)
-        if counter is None:
-            counter = self._fetch_bytes_by_kind[kind] = self._fetch_bytes.labels(kind)
-        counter.inc(size)
+        self._fetch_bytes_of_kind(kind).inc(size)
 
     def fetch_failed(self, kind: str, code: str) -> None:
         self._fetch_errors.labels(kind, code).inc()

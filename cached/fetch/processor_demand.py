@@ -34,40 +34,40 @@ class ProcessorDemand:
         """Count the calling thread during the `with` block, unless the kernel has no counts of it to read."""
         try:
             descriptor = os.open(f"/proc/self/task/{threading.get_native_id()}/schedstat", os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
+        except OSError:  # a sandbox, or no free descriptor: the thread works all the same
             yield
             return
-        self._change(lambda: self._descriptors.append(descriptor))
+        with self._lock:
+            self._descriptors.append(descriptor)
+            self._forget()
         try:
             yield
         finally:
-            self._change(lambda: self._descriptors.remove(descriptor))
+            with self._lock:
+                self._descriptors.remove(descriptor)
+                self._forget()
             os.close(descriptor)
-
-    def forget(self) -> None:
-        """Forget what was measured: the threads had nothing to do since."""
-        self._change(lambda: None)
 
     def measure(self, workers: int) -> float | None:
         """Return how many processors the threads used or queued for on average between the last two measurements, at
         least 50 ms apart; None before the second one, 0 if no thread is counted: then none is held back. `workers`: how
         many of the threads have something to do now; those that were added since then are taken to need as much as the
-        others."""
+        others. With none the demand is 0, and what was measured before is forgotten."""
         now = self._clock()
         with self._lock:
-            if not self._descriptors:
+            if not workers:
+                self._forget()  # else the next demand would be an average with a pause
+            if not workers or not self._descriptors:
                 return 0.0
             if self._since_s is None or now - self._since_s >= _WINDOW_S:
                 counted_s = sum(map(_read_s, self._descriptors))
                 if self._since_s is not None:
                     self._demand = (counted_s - self._counted_s) / (now - self._since_s)
-                self._since_s, self._counted_s, self._workers = now, counted_s, max(1, workers)
+                self._since_s, self._counted_s, self._workers = now, counted_s, workers
             return None if self._demand is None else self._demand * max(1.0, workers / self._workers)
 
-    def _change(self, change: Callable[[], None]) -> None:
-        with self._lock:
-            change()
-            self._since_s = self._demand = None
+    def _forget(self) -> None:
+        self._since_s = self._demand = None
 
 
 def _read_s(descriptor: int) -> float:

@@ -123,7 +123,7 @@ class Workers:
     def outranked(self, download: Download) -> bool:
         """Return whether a more urgent download could use this one's worker."""
         with self._condition:
-            return self._downloads.has_before(download.priority) and any(
+            return any(
                 self._has_room(origin) or origin == download.spec.origin  # a preempted connection frees one there
                 for origin in self._downloads.origins_before(download.priority, time.monotonic())
             )
@@ -202,9 +202,6 @@ class Workers:
     def _is_crowded(self) -> bool:
         """Return whether the workers use all processors; until that is measured, each is taken to use one."""
         workers = self._downloads.count_workers()
-        if not workers:
-            self._demand.forget()  # else an average with the time before it
-            return False
         demand = self._demand.measure(workers)
         return workers >= self._processors if demand is None else demand > self._processors - _SPARE_PROCESSORS
 
@@ -324,14 +321,6 @@ class _DownloadQueues:
             if first is not None:
                 return first[2]
         return best
-
-    def has_before(self, priority: int) -> bool:
-        """Return whether there may be more urgent downloads, which `origins_before` looks at one by one."""
-        return (
-            bool(self._backing_off)
-            or any(each < priority for each in self._queues)
-            or any(f.priority < priority for f in self.started)
-        )
 
     def origins_before(self, priority: int, now: float) -> set[str]:
         """Return the origins of more urgent downloads that could use another worker now."""

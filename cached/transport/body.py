@@ -173,8 +173,7 @@ class Body:
                 count = self._framing.read(window[filled:])
                 filled += count
                 self.received += count
-            if self._expected is not None:
-                self._check_page(view[:filled])
+            self._check_page(view[:filled])
             if (not count or self.received == self.length) and not self._ended:
                 self._end()
         except (HoldfastError, Cancelled, OSError) as error:

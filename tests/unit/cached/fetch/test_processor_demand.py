@@ -117,12 +117,12 @@ def test_those_who_joined_count_as_the_others(clock: Clock, demand: ProcessorDem
 
 
 def test_what_was_before_a_pause_is_forgotten(clock: Clock, demand: ProcessorDemand, workers: list[Worker]) -> None:
-    """After `forget` nothing is said until two more looks."""
+    """Once no thread has anything to do, nothing is said of the next ones until two more looks."""
     demand.measure(2)
     workers[0].use()
     clock.now_s += 1
     assert demand.measure(2)
-    demand.forget()
+    assert demand.measure(0) == 0
     assert demand.measure(2) is None
     clock.now_s += 1
     assert demand.measure(2) is not None

@@ -86,8 +86,8 @@ def test_no_more_connections_than_processors_can_serve(
             assert [seen.path for seen in origin.requests] == ["/first", "/second", "/small"]
         finally:
             busy.let_go.set()
-        for each in large:
-            each.result.result(DEADLINE_S)
+        for path, each in zip(("/first", "/second", "/third"), large, strict=True):
+            check_committed(engine.layout, data + path.encode(), each.result.result(DEADLINE_S))
 
 
 def test_memory_goes_back_when_nothing_is_fetched(
