@@ -255,7 +255,7 @@ class StatusFiles:
             self._set(ref, None)
 
     def sweep(self) -> None:
-        """Delete the files of versions without a status, left by a crash or by hand."""
+        """Delete the files of versions without a status, and empty folders, left by a crash or by hand."""
         self._writer.submit(self._sweep)
 
     def write_heartbeat(self) -> None:
@@ -397,6 +397,8 @@ class StatusFiles:
             for folder in folders:
                 for name in set(os.listdir(status / folder)).difference(kept.get(folder, ())):
                     self._unlink(status / folder / name)
+                if folder not in kept:  # a crash may have come between the deletion of its last file and its own
+                    remove_empty(status / folder)
 
         self._try(sweep)
 

@@ -147,6 +147,7 @@ def recover_by_tree(layout: Layout) -> Recovered:
     nested = _list_folders(public.models, public.status, layout.ingest, layout.fetched)
     records = (folder / ".holdfast" for folder in _list_folders(public.snapshots))
     _sweep((*_list_flat(layout), public.snapshots, *nested, *records), layout.trash)
+    _remove_empty_folders(public.models, layout.fetched)
     for folder in list_synced(layout):
         durable.fsync_dir(folder)
     digests = _read_digests(layout)
@@ -430,6 +431,14 @@ def _names(folder: Path) -> list[str]:
         return sorted(os.listdir(folder))
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _remove_empty_folders(*parents: Path) -> None:
+    """Delete models' folders without an entry: a crash came between the deletion of the last one and theirs."""
+    for folder in _list_folders(*parents):
+        with contextlib.suppress(InvalidReference):
+            name_from_path_segment(folder.name)
+            snapshots.remove_empty(folder)
 
 
 def _list_folders(*parents: Path) -> list[Path]:

@@ -100,10 +100,15 @@ def _leftovers(daemon: DaemonProcess, wanted: Mapping[ModelRef, object], linked:
     kept |= {public.model_link(ref) for ref in wanted} | {public.model_status(ref) for ref in wanted}
     kept |= {layout.fetch_record(ref) for ref in wanted}
     kept |= {layout.version, layout.socket, layout.pins, layout.start_index, public.daemon_status}
+    kept_folders = {path.parent for path in kept}
+    of_models = (public.models, public.status, layout.fetched)
     left = [
         path
         for path in _walk(layout.root)
-        if not path.is_dir() or path.is_symlink() or path.parent in (layout.trash, public.snapshots, layout.ingest)
+        if not path.is_dir()
+        or path.is_symlink()
+        or path.parent in (layout.trash, public.snapshots, layout.ingest)
+        or (path.parent in of_models and path not in kept_folders)
         if path not in kept and path.relative_to(layout.root).parts[:3][-1] not in snapshots
     ]
     return [str(path.relative_to(layout.root)) for path in left if os.path.lexists(path)]

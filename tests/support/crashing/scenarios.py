@@ -339,6 +339,8 @@ def _litter(on: Stage) -> None:
     os.symlink("nowhere", public.models / "acme--tiny" / ".tmp-name")
     os.symlink(f"../../snapshots/{'d' * 64}", public.models / "acme--tiny" / "v9")
     _write_status(layout, ModelRef("acme/gone", "v1"))
+    for parent, mode in ((public.models, 0o755), (public.status, 0o755), (layout.fetched, 0o700)):
+        (parent / "acme--emptied").mkdir(mode)
     snapshot = public.snapshot(manifest_of(_SMALL).digest)
     replace_bytes(snapshot.manifest, manifest_of(_OTHER).canonical())
     on.spoiled.update(os.lstat(path).st_ino for path in (snapshot.manifest, public.models / "acme--tiny" / "v9"))

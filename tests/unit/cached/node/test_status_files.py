@@ -102,6 +102,19 @@ async def test_a_version_that_goes_while_the_disk_is_slow_leaves_no_file(public:
     status_files.close()
 
 
+async def test_empty_folders_go(public: PublicLayout) -> None:
+    """What a crash leaves between the deletion of a model's last file and that of its folder is swept."""
+    status_files = StatusFiles(public, "node", lambda: None)
+    status_files.reset(A, State.QUEUED, "", None)
+    emptied = public.model_status(ModelRef("acme/emptied", "v1")).parent
+    emptied.mkdir()
+    status_files.sweep()
+    await status_files.flushed()
+    assert not emptied.exists()
+    assert _state(public, A) == "queued"
+    status_files.close()
+
+
 @pytest.mark.usefixtures("quick_switches")
 async def test_the_last_word_is_written(public: PublicLayout) -> None:
     """Whatever the writer does at the moment a version gets news, its file says the newest of it in the end."""

@@ -151,6 +151,17 @@ def test_temporary_names_are_swept(layout: Layout) -> None:
     assert tree(layout.root) == before
 
 
+def test_empty_folders_of_models_go(layout: Layout) -> None:
+    """What a crash leaves between the deletion of a model's last name, or last fetch record, and that of its folder is
+    deleted at the next start."""
+    publish(layout, ONE, FILES)
+    before = tree(layout.root)
+    for parent in (layout.public.models, layout.fetched):
+        (parent / "acme--two").mkdir(parents=True)
+    recovery.recover(layout)
+    assert tree(layout.root) == before
+
+
 def test_trash_is_emptied(layout: Layout) -> None:
     """What a crash left in the trash is deleted; its blobs are links of their own."""
     digest = publish(layout, ONE, FILES)
