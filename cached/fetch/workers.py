@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import wait
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from cached.contract.layout import Layout
 from cached.contract.program import limits
@@ -93,7 +93,8 @@ class Workers:
         self._processors = count_processors()
         self._demand = ProcessorDemand(time.monotonic)
         self._crowded = False  # at the last choice
-        self._looking = False  # whether an idle worker looks again by itself
+        self._looking = False  # whether an idle worker looks for a free processor again by itself
+        self._releasing = False  # whether one waits to give the buffers' pages back
         self._stopping = False
         self._threads = [
             threading.Thread(target=self._run, name=f"worker {n}", daemon=True) for n in range(settings.connections)
@@ -110,14 +111,12 @@ class Workers:
 
     def changed(self, *downloads: Download) -> None:
         """Requeue downloads that have new work or another priority, or ended. Wake an idle worker only if there is
-        work, or if it may sleep longer than a backoff lasts."""
+        work, or a processor to look for, or if it may sleep longer than a backoff lasts."""
         with self._condition:
             for download in downloads:
                 self._downloads.requeue(download)
             now = time.monotonic()
-            if self._idle and (
-                any(download.not_before > now for download in downloads) or self._choose(now) is not None
-            ):
+            if self._idle and (any(download.not_before > now for download in downloads) or self._needs_worker(now)):
                 self._condition.notify()
 
     def outranked(self, download: Download) -> bool:
@@ -186,7 +185,7 @@ class Workers:
                 download = self._choose(now)
                 if download is not None:
                     self._downloads.add_worker(download)
-                    if self._idle and (self._choose(now) is not None or self._needs_look()):
+                    if self._idle and self._needs_worker(now):
                         self._condition.notify()  # each worker wakes the next while there is work
                     return download
                 self._sleep(now)
@@ -196,7 +195,8 @@ class Workers:
         """Return the download that a free worker should take, None while there is none or no processor for it."""
         crowded = self._crowded = self._is_crowded()
         # One blob more than there are processors: another is at work while one waits for the disk.
-        begins = not crowded or self._downloads.count_workers() <= self._processors
+        # Those with small blobs do not count: there may be no end of them.
+        begins = not crowded or self._downloads.count_large_workers() <= self._processors
         return self._downloads.choose(now, self._has_room, begins=begins, helps=not crowded)
 
     def _is_crowded(self) -> bool:
@@ -205,6 +205,10 @@ class Workers:
         demand = self._demand.measure(workers)
         return workers >= self._processors if demand is None else demand > self._processors - _SPARE_PROCESSORS
 
+    def _needs_worker(self, now: float) -> bool:
+        """Return whether an idle worker has a download to take, or a free processor to look for."""
+        return self._choose(now) is not None or self._needs_look()
+
     def _needs_look(self) -> bool:
         """Return whether no idle worker looks for a free processor."""
         return not self._looking and self._crowded
@@ -212,39 +216,42 @@ class Workers:
     def _sleep(self, now: float) -> None:
         """Wait for a change. One of the idle workers looks again by itself: soon if only a processor is lacking, and
         after a while without downloads, to give the buffers' pages back."""
-        looks_after_s = None
-        if self._needs_look():
-            looks_after_s = _LOOK_S
-        elif not self._looking and not self._downloads.count_workers() and self.buffers.holds_pages:
-            looks_after_s = _RELEASE_S
-        looks = looks_after_s is not None
-        self._looking = self._looking or looks
-        limits_s = [each for each in (looks_after_s, self._downloads.next_backoff_s(now)) if each is not None]
+        looks = self._needs_look()
+        releases = not (looks or self._releasing or self._downloads.count_workers()) and self.buffers.holds_pages
+        self._looking, self._releasing = self._looking or looks, self._releasing or releases
+        look_s = _LOOK_S if looks else _RELEASE_S if releases else None
+        limits_s = [each for each in (look_s, self._downloads.next_backoff_s(now)) if each is not None]
         self._idle += 1
         try:
             is_changed = self._condition.wait(min(limits_s, default=None))
         finally:
             self._idle -= 1
-            if looks:
-                self._looking = False
-        if looks_after_s == _RELEASE_S and not is_changed and not self._downloads.count_workers():
+            self._looking, self._releasing = self._looking and not looks, self._releasing and not releases
+        if releases and not is_changed and not self._downloads.count_workers():
             self.buffers.release()
 
     def _has_room(self, origin: str) -> bool:
         return self._downloads.connections[origin] < self._per_origin
 
 
+class _Lane(NamedTuple):
+    """Downloads that one condition holds back: the large ones of an origin, or its small ones."""
+
+    origin: str
+    is_small: bool
+
+
 class _DownloadQueues:
-    """Every download in one place: started, waiting for its backoff, in the queue of its priority and origin, or none
-    of these while it is committed. Not thread-safe: call with the workers' lock held."""
+    """Every download in one place: started, waiting for its backoff, in the queue of its priority and lane, or none of
+    these while it is committed. Not thread-safe: call with the workers' lock held."""
 
     def __init__(self) -> None:
         self.started: dict[Download, None] = {}  # an attempt is open, or a worker is about to open one
         self.connections: Counter[str] = Counter()  # by origin
         self._turns: dict[Download, int] = {}  # the order of arrival, of all
         self._workers: Counter[Download] = Counter()
-        self._queues: dict[int, dict[str, list[tuple[int, int, Download]]]] = {}  # heaps, by priority and origin
-        self._queued: dict[Download, tuple[int, str]] = {}  # other heap entries are stale
+        self._queues: dict[int, dict[_Lane, list[tuple[int, int, Download]]]] = {}  # heaps, by priority and lane
+        self._queued: dict[Download, tuple[int, _Lane]] = {}  # other heap entries are stale
         self._backing_off: dict[Download, float] = {}
         self._backoff_ends: list[tuple[float, int, Download]] = []
         self._count = itertools.count()
@@ -288,6 +295,10 @@ class _DownloadQueues:
         """Return the number of workers with a download."""
         return sum(self._workers.values())
 
+    def count_large_workers(self) -> int:
+        """Return the number of workers with a large download."""
+        return sum(count for download, count in self._workers.items() if not download.is_small)
+
     def count_received(self) -> int:
         """Return the number of downloads with workers. Needs no lock."""
         return len(self._workers)
@@ -315,7 +326,7 @@ class _DownloadQueues:
             return best
         parked = sum(1 for f in self.started if f.opened and f.priority == urgent)
         if sum(1 for f in mine if self._is_active(f)) < MAX_OPEN and parked < MAX_PARKED:
-            heads = [head for origin in list(self._queues.get(urgent, ())) if (head := self._head(urgent, origin))]
+            heads = [head for lane in list(self._queues.get(urgent, ())) if (head := self._head(urgent, lane))]
             able_heads = (head for head in heads if has_room(head[2].spec.origin) and (begins or head[2].is_small))
             first = min(able_heads, key=lambda head: head[0], default=None)
             if first is not None:
@@ -325,8 +336,8 @@ class _DownloadQueues:
     def origins_before(self, priority: int, now: float) -> set[str]:
         """Return the origins of more urgent downloads that could use another worker now."""
         self._end_backoffs(now)
-        more_urgent = [(each, origin) for each, queues in self._queues.items() if each < priority for origin in queues]
-        waiting = {origin for each, origin in more_urgent if self._head(each, origin)}
+        more_urgent = [(each, lane) for each, queues in self._queues.items() if each < priority for lane in queues]
+        waiting = {lane.origin for each, lane in more_urgent if self._head(each, lane)}
         started = {
             f.spec.origin for f in self.started if f.priority < priority and f.not_before <= now and f.has_work()
         }
@@ -355,7 +366,7 @@ class _DownloadQueues:
             self._backing_off[download] = download.not_before
             heapq.heappush(self._backoff_ends, (download.not_before, next(self._count), download))
         else:
-            place = download.priority, download.spec.origin
+            place = download.priority, _Lane(download.spec.origin, download.is_small)
             self._queued[download] = place
             heap = self._queues.setdefault(place[0], {}).setdefault(place[1], [])
             heapq.heappush(heap, (self._turns[download], next(self._count), download))
@@ -367,15 +378,15 @@ class _DownloadQueues:
         if place is not None:
             self._head(*place)
 
-    def _head(self, priority: int, origin: str) -> tuple[int, int, Download] | None:
+    def _head(self, priority: int, lane: _Lane) -> tuple[int, int, Download] | None:
         """Return the first entry of a queue after dropping stale ones; delete an empty queue."""
-        heap = self._queues.get(priority, {}).get(origin, [])
-        while heap and self._queued.get(heap[0][2]) != (priority, origin):
+        heap = self._queues.get(priority, {}).get(lane, [])
+        while heap and self._queued.get(heap[0][2]) != (priority, lane):
             heapq.heappop(heap)
         if heap:
             return heap[0]
-        if origin in self._queues.get(priority, ()):
-            del self._queues[priority][origin]
+        if lane in self._queues.get(priority, ()):
+            del self._queues[priority][lane]
             if not self._queues[priority]:
                 del self._queues[priority]
         return None

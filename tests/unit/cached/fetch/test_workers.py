@@ -16,11 +16,13 @@ from cached.fetch.download import Download
 from cached.fetch.processor_demand import ProcessorDemand
 from cached.fetch.supply import Assignment, OriginSupply
 from cached.transport.connection.cancel import Cancelled
+from cached.transport.connection.settings import HttpSettings
 from tests.support.fetching import (
     DEADLINE_S,
     MIB,
     Hold,
     Paused,
+    Plenty,
     check_committed,
     eventually,
     http,
@@ -34,6 +36,7 @@ from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import Status
 
 _SEGMENT = 32 * MIB
+_PATIENT = HttpSettings(header_timeout_s=3 * DEADLINE_S)  # no attempt of a test that fails goes on by itself
 
 
 @pytest.mark.parametrize("processors", [1, 8])
@@ -61,7 +64,7 @@ def test_no_more_connections_than_processors_can_serve(
 ) -> None:
     """Where the workers at hand need all processors, or may, no further connection is opened for a large blob, but for
     the first of one more blob than there are processors; a small one, which is little more than its request, has one
-    nevertheless."""
+    nevertheless, also after a large one that waits."""
     monkeypatch.setattr(workers, "count_processors", lambda: 1)
     monkeypatch.setattr(ProcessorDemand, "measure", lambda _self, _workers: demand)
     data, small = noise(), noise()[:MIB]
@@ -79,15 +82,104 @@ def test_no_more_connections_than_processors_can_serve(
             eventually(lambda: len(origin.requests) == 2)
             assert busy.reached.wait(DEADLINE_S)
             assert not threading.Event().wait(0.3)
+            large.append(launch("/third"))
             other = engine.launch(spec_of(small, name="other"), http(origin.url("/small")))
             check_committed(engine.layout, small, other.result.result(DEADLINE_S))
-            large.append(launch("/third"))
             assert not threading.Event().wait(0.3)
             assert [seen.path for seen in origin.requests] == ["/first", "/second", "/small"]
         finally:
             busy.let_go.set()
         for path, each in zip(("/first", "/second", "/third"), large, strict=True):
             check_committed(engine.layout, data + path.encode(), each.result.result(DEADLINE_S))
+
+
+def test_small_blobs_keep_no_large_one_waiting(
+    tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large blob is begun while more small ones than there are processors are received: there may be no end of them
+    at another origin."""
+    monkeypatch.setattr(workers, "count_processors", lambda: 1)
+    monkeypatch.setattr(ProcessorDemand, "measure", lambda _self, _workers: 0.9)
+    data, hold = noise(), Hold()
+    origin.put("/large", data, etag='"v1"')
+    with open_engine(tmp_path / "root", 4, http=_PATIENT) as engine:
+        small = []
+        for n in range(3):
+            origin.put(f"/{n}", data[n : n + 5000], etag='"v1"')
+            origin.script(f"/{n}", hold)
+            spec = spec_of(data[n : n + 5000], name=str(n), origin="http://elsewhere")
+            small.append(engine.launch(spec, http(origin.url(f"/{n}"))))
+        try:
+            eventually(lambda: len(origin.requests) == 3)
+            check_committed(engine.layout, data, engine.fetch(spec_of(data), http(origin.url("/large"))))
+            assert not any(each.result.done() for each in small) and engine.counts.failures == []
+        finally:
+            hold.let_go.set()
+        for each in small:
+            each.result.result(DEADLINE_S)
+
+
+class Load:
+    """What the workers need of the processors: all, or nothing."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_full = False
+        monkeypatch.setattr(workers, "count_processors", lambda: 1)
+        monkeypatch.setattr(ProcessorDemand, "measure", lambda _self, _workers: 0.9 if self.is_full else 0.0)
+
+
+def test_a_free_processor_is_found_soon_after_a_fetch(
+    tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that waits to give memory back does not keep the others from looking for a free processor."""
+    load, hold, data = Load(monkeypatch), Hold(), noise()
+    monkeypatch.setattr(workers, "_RELEASE_S", 2 * DEADLINE_S)
+    before = data[: 2 * MIB]  # for one worker: the other one goes on waiting, and is woken first
+    origin.put("/before", before, etag='"v1"')
+    origin.put("/f", data, etag='"v1"')
+    origin.script("/f", hold)
+    with open_engine(tmp_path / "root", 2, http=_PATIENT) as engine:
+        engine.fetch(spec_of(before, name="before"), http(origin.url("/before")))
+        assert not threading.Event().wait(0.3)  # until all workers wait
+        load.is_full = True
+        download = engine.launch(spec_of(data), http(origin.url("/f")))
+        try:
+            assert hold.reached.wait(DEADLINE_S)
+            load.is_full = False
+            eventually(lambda: len(origin.requests) == 3)
+            first, second = ranges_of(origin.requests[-2:])
+            assert first != second  # it is not the first one again
+        finally:
+            hold.let_go.set()
+        check_committed(engine.layout, data, download.result.result(DEADLINE_S))
+
+
+def test_work_that_comes_while_the_processors_are_taken_is_not_forgotten(
+    tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a blob has work for another worker at a moment without a free processor, it gets one once there is one."""
+    load, hold, data = Load(monkeypatch), Hold(), noise()
+
+    class Filling(Plenty):
+        """The processors are taken from the moment that the file is there."""
+
+        def grow(self, size: int) -> None:
+            if not size:
+                load.is_full = True
+
+    origin.put("/f", data, etag='"v1"')
+    origin.script("/f", hold)
+    with open_engine(tmp_path / "root", 2, http=_PATIENT) as engine:
+        download = engine.launch(spec_of(data), http(origin.url("/f")), space=Filling())
+        try:
+            assert hold.reached.wait(DEADLINE_S)
+            load.is_full = False
+            eventually(lambda: len(origin.requests) == 2)
+            first, second = ranges_of(origin.requests[-2:])
+            assert first != second  # it is not the first one again
+        finally:
+            hold.let_go.set()
+        check_committed(engine.layout, data, download.result.result(DEADLINE_S))
 
 
 def test_memory_goes_back_when_nothing_is_fetched(
