@@ -37,7 +37,7 @@ class DownloadSpace:
         self._reservation = reservation
         self._folder = folder
         self._lock = threading.Lock()
-        self._allocated = 0  # bytes of the file that have their blocks, and are counted
+        self._allocated = 0  # reserved bytes, all of which have their blocks, and are counted
 
     def grow(self, size: int) -> None:
         """Reserve `size` bytes in all, before they are written; 0: a new partial blob was opened. Raises `NoSpace` or
@@ -50,7 +50,8 @@ class DownloadSpace:
             if self._folder is not None:
                 allocated = allocated_bytes(self._folder)
                 self._ledger.count_partial(self._reservation.id, allocated)
-                self._allocated = allocated if allocated >= self._reservation.size else 0
+                # At most what is reserved: some file systems allocate beyond the end of a file that grows.
+                self._allocated = self._reservation.size if allocated >= self._reservation.size else 0
 
     @property
     def reserved(self) -> int:

@@ -14,6 +14,7 @@ import pytest
 
 from cached.contract.errors import HoldfastError, Permanent
 from cached.core.space import DiskSpace, Ledger, NoSpace
+from cached.fetch import downloads
 from cached.fetch.blob import BlobSpec, Verified
 from cached.fetch.download import Download
 from cached.fetch.downloads import Downloads, DownloadSpace
@@ -117,6 +118,25 @@ async def test_a_download_that_waits_is_counted_right(tmp_path: Path, origin: Ho
         ending = table.downloads.leave(spec, "a")
         assert ending is not None
         assert isinstance(await _ended(ending), Cancelled)
+
+
+async def test_what_a_file_system_allocates_ahead_is_no_reservation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bytes of a stream are reserved before they are written, also where its file has more blocks than are reserved, as
+    on XFS, which allocates ahead of the end."""
+    monkeypatch.setattr(downloads, "_STEP_BYTES", MIB)
+    async with tables(tmp_path / "root") as table:
+        spec = spec_of(b"", size=None)
+        space = table.reserve(spec)[spec.key.id]
+        folder = table.engine.layout.ingest / spec.key.id
+        folder.mkdir()
+        with (folder / "data").open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, 8 * MIB)
+        for size in (1, 3 * MIB, 5 * MIB):
+            space.grow(size)
+            assert space.reserved >= size
+        space.give_back()
 
 
 async def test_the_last_to_leave_cancels(tmp_path: Path, origin: HostileOrigin) -> None:
