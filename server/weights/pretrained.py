@@ -26,10 +26,11 @@ from server.weights.format.listing import list_for_config
 
 # The arguments of `from_pretrained`, beyond the configuration's fields, that have an effect here.
 _PASSED_ON = frozenset({"attn_implementation", "experts_implementation", "ignore_mismatched_sizes", "key_mapping"})
-# The arguments of `from_pretrained` for a Hub, which would be ignored or contradicted here.
-_HUB_ARGUMENTS = frozenset(
+# The arguments of `from_pretrained` that would be ignored or contradicted here: those for a Hub, and a quantization,
+# which would replace that of the checkpoint where transformers adds to it.
+_REFUSED = frozenset(
     {"cache_dir", "code_revision", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token"}
-    | {"return_unused_kwargs", "trust_remote_code"}
+    | {"quantization_config", "return_unused_kwargs", "trust_remote_code"}
 )
 # What transformers raises for fields of a wrong type or size, which it does not check as such.
 _CONFIG_ERRORS = (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, AssertionError)
@@ -195,13 +196,14 @@ def _class(path: Path, wanted: Any, config: Any) -> tuple[Any, Any]:
 
 def _read_overridden_config(path: Path, overrides: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
     """Return the configuration with the overridden fields, and the arguments for `from_pretrained`."""
-    fields = {name: value for name, value in overrides.items() if name not in _PASSED_ON | _HUB_ARGUMENTS}
+    fields = {name: value for name, value in overrides.items() if name not in _PASSED_ON | _REFUSED}
     config, left = read_config(path, return_unused_kwargs=True, **fields)
-    unknown = sorted({*left, *(overrides.keys() & _HUB_ARGUMENTS)})
+    unknown = sorted({*left, *(overrides.keys() & _REFUSED)})
     if unknown:
         raise Permanent(
             "unknown_argument",
-            f"{path}: {type(config).__name__} has no field {unknown[0]!r}, nor is that an argument of load_pretrained",
+            f"{path}: load_pretrained has no argument {unknown[0]!r}, nor can it override such a field of "
+            f"{type(config).__name__}",
             "leave it out, or use transformers' own from_pretrained for it",
         )
     return config, {name: value for name, value in overrides.items() if name in _PASSED_ON}

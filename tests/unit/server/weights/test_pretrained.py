@@ -161,6 +161,14 @@ def test_what_has_no_meaning_here_is_refused(llama: Path, arguments: dict[str, A
     assert str(next(iter(arguments.values()))) in str(refused.value) or next(iter(arguments)) in str(refused.value)
 
 
+def test_another_quantization_than_the_checkpoints_is_refused(llama: Path, tmp_path: Path) -> None:
+    """`quantization_config` is an error that names it also where config.json has such a field to override."""
+    quantized = copy_with(llama, tmp_path / "q", quantization_config={"quant_method": "compressed-tensors"})
+    with pytest.raises(Permanent, match="'quantization_config'") as refused:
+        load_pretrained(AutoModelForCausalLM, quantized, quantization_config={"quant_method": "compressed-tensors"})
+    assert refused.value.code == "unknown_argument"
+
+
 def test_a_name_of_a_hub_is_refused(tmp_path: Path) -> None:
     """What is no folder is never looked for elsewhere."""
     with pytest.raises(Permanent) as refused:
