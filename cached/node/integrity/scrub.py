@@ -148,7 +148,8 @@ class Scrub:
             finding = await self._call(partial(self._find_first, digest, manifest))
         except OSError as error:
             if digest in inventory.manifests:  # else it was evicted during the check
-                _log.warning("scrub: snapshot %s: %s", digest, error)
+                if await self._call(self._parts.layout.public.snapshot(digest).path.exists):  # else it is being evicted
+                    _log.warning("scrub: snapshot %s: %s", digest, error)
                 self._plan.put_off(digest, time.monotonic())
             return
         if finding is not None and not await self._repair(digest, finding):
