@@ -305,8 +305,13 @@ def _collect(on: Stage) -> None:
     on.daemon.write_catalog(_gc_catalog(on))
     on.daemon.start()
     on.daemon.control.pin(TWO)
-    on.daemon.control.gc(dry_run=False)
+    on.daemon.wait(lambda: _is_collected(on), "a sweep: until v2 has claimed its files there is none")
     assert not on.daemon.path(ONE).exists()
+
+
+def _is_collected(on: Stage) -> bool:
+    on.daemon.control.gc(dry_run=False)
+    return not any(on.daemon.layout.quarantine.iterdir())
 
 
 COLLECTED = Scenario("collected", {TWO: _OTHER}, _serve_evicting, _gc_catalog, _collect, _have_two, _orphan)
