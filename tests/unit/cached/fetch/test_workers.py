@@ -127,6 +127,18 @@ class Load:
         monkeypatch.setattr(workers, "count_processors", lambda: 1)
         monkeypatch.setattr(ProcessorDemand, "measure", lambda _self, _workers: 0.9 if self.is_full else 0.0)
 
+    def check_second_worker(self, origin: HostileOrigin, hold: Hold, requests: int) -> None:
+        """End the load once `hold` keeps one worker; check that another one then asks for another range of the same
+        blob, the last of so many requests."""
+        try:
+            assert hold.reached.wait(DEADLINE_S)
+            self.is_full = False
+            eventually(lambda: len(origin.requests) == requests)
+            first, second = ranges_of(origin.requests[-2:])
+            assert first != second  # it is not the first one again
+        finally:
+            hold.let_go.set()
+
 
 def test_a_free_processor_is_found_soon_after_a_fetch(
     tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch
@@ -143,14 +155,7 @@ def test_a_free_processor_is_found_soon_after_a_fetch(
         assert not threading.Event().wait(0.3)  # until all workers wait
         load.is_full = True
         download = engine.launch(spec_of(data), http(origin.url("/f")))
-        try:
-            assert hold.reached.wait(DEADLINE_S)
-            load.is_full = False
-            eventually(lambda: len(origin.requests) == 3)
-            first, second = ranges_of(origin.requests[-2:])
-            assert first != second  # it is not the first one again
-        finally:
-            hold.let_go.set()
+        load.check_second_worker(origin, hold, 3)
         check_committed(engine.layout, data, download.result.result(DEADLINE_S))
 
 
@@ -171,14 +176,7 @@ def test_work_that_comes_while_the_processors_are_taken_is_not_forgotten(
     origin.script("/f", hold)
     with open_engine(tmp_path / "root", 2, http=_PATIENT) as engine:
         download = engine.launch(spec_of(data), http(origin.url("/f")), space=Filling())
-        try:
-            assert hold.reached.wait(DEADLINE_S)
-            load.is_full = False
-            eventually(lambda: len(origin.requests) == 2)
-            first, second = ranges_of(origin.requests[-2:])
-            assert first != second  # it is not the first one again
-        finally:
-            hold.let_go.set()
+        load.check_second_worker(origin, hold, 2)
         check_committed(engine.layout, data, download.result.result(DEADLINE_S))
 
 
