@@ -8,12 +8,12 @@ a verified blob is committed.
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from cached.contract.errors import HoldfastError, Transient
@@ -37,6 +37,10 @@ _PATIENCE_S = 0.1  # of a worker that writes slower than it receives, for the pi
 # Errors after which the bytes are deleted: wrong, of a changed object, or lost by the disk.
 _WORTHLESS = frozenset({"digest_mismatch", "source_changed", "bad_response", "lost_bytes"})
 RECORD_FROM_BYTES = 2 * SEGMENT_BYTES  # smaller blobs are fetched again after a crash
+_LOST_BYTES = 2 * SEGMENT_BYTES  # what a crash may cost at most, a connection
+_RECORDED_BYTES = 3 * SEGMENT_BYTES // 2  # what one record adds: the rest of that comes while it is written
+_MAX_JOINED = 4  # segments in one request
+_REQUEST_S = 0.5  # how long one request of several segments may take
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,7 @@ class Attempt:
         self._record_queued = False
         self._recording = 0
         self._recorded_bytes = self.resumed_bytes
+        self._rate = 0.0  # of the last piece, in bytes a second
         follower = threading.Thread(target=self._follow, name=f"hash {spec.name}"[:15], daemon=True)
         try:
             limits.start_thread(follower, f"hashing {spec.name}")
@@ -120,8 +125,7 @@ class Attempt:
         with self._lock:
             if self._failure is not None or not self._unassigned:
                 return None
-            self._users += 1
-            return self._unassigned.popleft()
+            return self._take(self._unassigned[0], joins=True)
 
     def take_assignment(self, supply: Supply) -> Assignment | None:
         """Return the range that `supply` chooses next, with its place; None if all are assigned, or it chooses none."""
@@ -129,10 +133,9 @@ class Attempt:
             if self._failure is not None or not self._unassigned:
                 return None
             assignment = supply.choose(self._unassigned)
-            if assignment is not None:
-                self._unassigned.remove(assignment.segment)
-                self._users += 1
-            return assignment
+            if assignment is None:
+                return None
+            return replace(assignment, segment=self._take(assignment.segment, joins=supply.joins))
 
     def has_work(self) -> bool:
         """Return whether `take_segment` would return a segment."""
@@ -158,8 +161,8 @@ class Attempt:
         """End a worker's segment, and requeue its unreceived rest."""
         with self._lock:
             self._users -= 1
-            if rest is not None and rest.start != rest.end:
-                self._unassigned.appendleft(rest)
+            if rest is not None:
+                self._unassigned.extendleft(reversed(_cut(rest)))
             self._wake_hash()
 
     def become_stream(self, segment: Segment) -> None:
@@ -183,6 +186,7 @@ class Attempt:
             patience_s = _PATIENCE_S if received_s < time.monotonic() - began else 0.0
             is_ours = self._shared.fills_processors()
             with self._lock:
+                self._rate = length / received_s if received_s > 0 else 0.0
                 hashes = self._take_front(offset) if is_ours else None
                 if hashes is None:
                     kept = self._hold(buffer, length, offset, patience_s)
@@ -218,17 +222,21 @@ class Attempt:
         with self._lock:
             self.size = size
 
-    def record_soon(self) -> None:
-        """Queue a record of the written bytes; wait only while more than one segment a connection is unrecorded, so
-        that a crash costs at most two segments a connection."""
+    def record_soon(self, ahead: int) -> None:
+        """Queue a record of the written bytes once there are enough for one; `ahead`: the most bytes that come over
+        this connection before the next call. Waits only where a crash until then could cost more than two segments a
+        connection."""
         if self.stream or self.size is None or self.size < RECORD_FROM_BYTES:
             return
         with self._lock:
             while self._failure is None:
+                lost = self._written.total() - self._recorded_bytes + ahead
+                if lost < _RECORDED_BYTES:
+                    return
                 if not self._record_queued:
                     self._record_queued = True
                     self._shared.recorder.submit(self._record)
-                if self._written.total() - self._recorded_bytes <= SEGMENT_BYTES * self._users:
+                if lost <= _LOST_BYTES * self._users:
                     return
                 self._recorded_more.wait()
 
@@ -267,10 +275,34 @@ class Attempt:
         """Return whether no thread uses the files; call with the lock held."""
         return self._users == 0 and self._recording == 0
 
+    # --- segments --------------------------------------------------------------------------------------------------
+
+    def _take(self, segment: Segment, *, joins: bool) -> Segment:
+        """Take a segment, where it `joins` others together with those after it that one request may ask for; call with
+        the lock held."""
+        at = self._unassigned.index(segment)
+        most = self._count_joined() if joins else 1
+        end = segment.end
+        del self._unassigned[at]
+        while most > 1 and at < len(self._unassigned) and self._unassigned[at].start == end:
+            end, most = self._unassigned[at].end, most - 1
+            del self._unassigned[at]
+        self._users += 1
+        return Segment(segment.start, end)
+
+    def _count_joined(self) -> int:
+        """Return how many segments the next request may ask for. More than one only where a request costs more time
+        than it could save: every processor has a blob of its own, and the bytes come fast. Half of the segments stay
+        for others."""
+        if self.stream or self._users or not self._shared.fills_processors():
+            return 1
+        swift = int(self._rate * _REQUEST_S / SEGMENT_BYTES)
+        return min(_MAX_JOINED, swift, len(self._unassigned) // 2)
+
     def _segments(self) -> list[Segment]:
         if self.stream or self.size is None:
             return [] if self.size == 0 else [Segment(0, self.size)]
-        return [part for start, end in self._written.missing(self.size) for part in _cut(start, end)]
+        return [part for start, end in self._written.missing(self.size) for part in _cut(Segment(start, end))]
 
     # --- hashing ---------------------------------------------------------------------------------------------------
 
@@ -456,9 +488,10 @@ class Attempt:
             self.outcome.set_exception(error)
 
 
-def _cut(start: int, end: int) -> Iterator[Segment]:
-    """Yield the segments of a range, cut where those of a whole blob are: another node has only such ones."""
-    while start < end:
-        following = min(end, (start // SEGMENT_BYTES + 1) * SEGMENT_BYTES)
-        yield Segment(start, following)
-        start = following
+def _cut(part: Segment) -> list[Segment]:
+    """Return the segments of a range, cut where those of a whole blob are: another node has only such ones."""
+    if part.end is None:
+        return [part]
+    cuts = range((part.start // SEGMENT_BYTES + 1) * SEGMENT_BYTES, part.end, SEGMENT_BYTES)
+    edges = [part.start, *cuts, part.end]
+    return [Segment(start, end) for start, end in itertools.pairwise(edges) if start < end]

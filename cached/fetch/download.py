@@ -19,7 +19,7 @@ from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Tra
 from cached.contract.program import limits
 from cached.core.retries import MAX_BAD_RESPONSES, blob_pause_s, hopeless
 from cached.fetch.attempt import Attempt, AttemptResources
-from cached.fetch.blob import BlobSpec, NoRanges, Segment, Verified
+from cached.fetch.blob import SEGMENT_BYTES, BlobSpec, NoRanges, Segment, Verified
 from cached.fetch.origin import AnyBody, FailureMetrics, Origin, OriginWorkers
 from cached.fetch.small_attempt import SmallAttempt, is_small
 from cached.fetch.supply import Assignment, OriginSupply, PeerPiece, Receipt, Supply, SupplyMaker
@@ -280,7 +280,7 @@ class Download:
             self._peer_bytes += assignment.segment.size
         seconds = time.monotonic() - began
         self._supply.received(assignment, Receipt(piece.sha256, seconds, body.load, body.pieces))
-        attempt.record_soon()
+        attempt.record_soon(SEGMENT_BYTES)
         return None
 
     def _receive_checked(self, attempt: AnyAttempt, segment: Segment, piece: PeerPiece) -> Body | None:
@@ -363,7 +363,6 @@ class Download:
         except (Cancelled, HoldfastError) as error:
             rest = None if at.streaming else Segment(at.offset, segment.end)
             raise _Interrupted(rest, error if isinstance(error, HoldfastError) else None) from error
-        attempt.record_soon()
         return None
 
     def _receive_buffer(self, attempt: AnyAttempt, body: AnyBody, at: _Position, end: int | None) -> bool:
@@ -394,6 +393,7 @@ class Download:
                 attempt.accept(buffer, length, at.offset, received_s)
                 at.offset += length
                 self._progressed(length, at.streaming)
+                attempt.record_soon(len(buffer))
             else:
                 self._workers.buffers.give(buffer)
         return length == wanted

@@ -118,7 +118,7 @@ class SmallAttempt:
     def end_of_stream(self, size: int) -> None:
         """Do nothing: the size is known."""
 
-    def record_soon(self) -> None:
+    def record_soon(self, ahead: int) -> None:
         """Do nothing: a small blob has no record."""
 
     def end_segment(self, rest: Segment | None) -> None:

@@ -73,9 +73,11 @@ class Receipt:
 
 class Supply(Protocol):
     """The places that have one blob. Thread-safe; called with the attempt's lock held: returns at once. `keeps_chain`:
-    `note_chain` is called with the chaining values of the blob, once it is committed."""
+    `note_chain` is called with the chaining values of the blob, once it is committed. `joins`: one request may ask for
+    the segments after the chosen one as well."""
 
     keeps_chain: bool
+    joins: bool
 
     def choose(self, segments: Sequence[Segment]) -> Assignment | None:
         """Return one of these segments and its place, None if nothing is to be asked now. After None `has_work` is
@@ -115,6 +117,7 @@ class OriginSupply:
     """The origin alone, in order: each download's supply, unless there are peers; nothing is told to other nodes."""
 
     keeps_chain = False
+    joins = True
 
     def note_chain(self, states: bytes) -> None:
         """Do nothing: there are no peers."""

@@ -480,6 +480,7 @@ class BlobSupply:
     """The supply of one blob of a version in a pool: a `Supply`."""
 
     keeps_chain: bool
+    joins = False  # other nodes may have the segments after it
 
     def __init__(self, pool: VersionPool, sha256: str, wake: Callable[[], None]) -> None:
         self.sha256 = sha256

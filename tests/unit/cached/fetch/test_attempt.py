@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from cached.contract.errors import DigestMismatch, HoldfastError
+from cached.fetch import attempt as attempt_module
 from cached.fetch import workers
+from cached.fetch.attempt import Attempt
+from cached.fetch.blob import Segment
 from cached.store.blob.ingest import Ingest
 from cached.store.start import recovery
+from cached.transport.connection.cancel import Cancelled
 from tests.support.fetching import (
     DEADLINE_S,
     MIB,
+    Engine,
     Hold,
     check_committed,
     eventually,
@@ -26,9 +34,11 @@ from tests.support.fetching import (
     private_files,
     ranges_of,
     spec_of,
+    spec_of_size,
 )
 from tests.support.mounts import mounted_image, mounted_ramfs
 from tests.support.origin import HostileOrigin
+from tests.support.origin_faults import Headers, ResetAfter
 
 _SEGMENT = 32 * MIB
 
@@ -119,6 +129,7 @@ def test_blobs_at_once_on_few_processors(
 
 def test_a_crash_loses_little(tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the disk syncs, a connection begins no range that would make a crash cost it more than 64 MiB."""
+    monkeypatch.setattr(workers, "count_processors", lambda: 64)  # so that each segment is a request
     data = noise() + noise()[: 58 * MIB]
     synced, real = threading.Event(), os.fdatasync
 
@@ -137,6 +148,78 @@ def test_a_crash_loses_little(tmp_path: Path, origin: HostileOrigin, monkeypatch
         finally:
             synced.set()
         check_committed(engine.layout, data, download.result.result(DEADLINE_S))
+
+
+@pytest.mark.parametrize(
+    ("piece_s", "ends"),
+    [(0.001, [4, 6, 7, 8]), (4 / 192, [3, 5, 6, 7, 8]), (4 / 63, [1, 2, 3, 4, 5, 6, 7, 8])],
+)
+def test_bytes_that_come_fast_need_fewer_requests(tmp_path: Path, piece_s: float, ends: list[int]) -> None:
+    """Where each processor has a blob, a request asks for as many segments as come in half a second, at most four, and
+    leaves half of those that are left to others; the bytes are asked for once, in order."""
+    with open_engine(tmp_path / "root", 1) as engine, alone_on_the_processors(engine) as attempt:
+        segment = attempt.take_segment()
+        assert segment == Segment(0, _SEGMENT)
+        receive_one_piece(engine, attempt, 0, piece_s)
+        attempt.end_segment(Segment(4 * MIB, _SEGMENT))
+        asked = []
+        while (segment := attempt.take_segment()) is not None:
+            asked.append(segment)
+            attempt.end_segment(None)
+        edges = [4 * MIB, *(end * _SEGMENT for end in ends)]
+        assert asked == [Segment(start, end) for start, end in itertools.pairwise(edges)]
+
+
+def test_a_request_that_several_segments_share_ends_early(tmp_path: Path) -> None:
+    """What is left of it is again the segments that it was made of, so that several connections can go on with it; a
+    second connection to the same blob asks for one segment at a time."""
+    with open_engine(tmp_path / "root", 2) as engine, alone_on_the_processors(engine) as attempt:
+        assert attempt.take_segment() == Segment(0, _SEGMENT)
+        receive_one_piece(engine, attempt, 0, 0.001)
+        attempt.end_segment(Segment(4 * MIB, _SEGMENT))
+        shared = attempt.take_segment()
+        assert shared == Segment(4 * MIB, 4 * _SEGMENT)
+        assert attempt.take_segment() == Segment(4 * _SEGMENT, 5 * _SEGMENT)
+        receive_one_piece(engine, attempt, 4 * MIB, 0.001)
+        attempt.end_segment(Segment(8 * MIB, shared.end))
+        rest = [attempt.take_segment() for _ in range(4)]
+        edges = [8 * MIB, _SEGMENT, 2 * _SEGMENT, 3 * _SEGMENT, 4 * _SEGMENT]
+        assert rest == [Segment(start, end) for start, end in itertools.pairwise(edges)]
+        for _ in range(5):
+            attempt.end_segment(None)
+
+
+@contextmanager
+def alone_on_the_processors(engine: Engine) -> Iterator[Attempt]:
+    """An attempt at a blob of eight segments, while each processor has a blob; it is cancelled at the end."""
+    engine.workers.fills_processors = lambda: True  # type: ignore[method-assign]
+    attempt = Attempt(spec_of_size("ab" * 32, 8 * _SEGMENT), engine.workers, stream=False)
+    try:
+        yield attempt
+    finally:
+        attempt.fail(Cancelled())
+        assert isinstance(attempt.outcome.exception(DEADLINE_S), Cancelled)
+
+
+def receive_one_piece(engine: Engine, attempt: Attempt, offset: int, seconds: float) -> None:
+    """A piece of 4 MiB that took `seconds`."""
+    buffer = engine.workers.buffers.take()
+    assert len(buffer) == 4 * MIB
+    attempt.accept(buffer, len(buffer), offset, seconds)
+
+
+def test_a_joined_request_that_breaks(tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a connection breaks within a request of several segments the blob is whole all the same, and no byte that
+    arrived is asked for again."""
+    monkeypatch.setattr(workers, "count_processors", lambda: 1)
+    monkeypatch.setattr(attempt_module, "_REQUEST_S", 1000)  # so that no link is too slow for it
+    data = noise() + noise()
+    origin.put("/f", data, etag='"v1"')
+    origin.script("/f", Headers({}), ResetAfter(34 * MIB))
+    with open_engine(tmp_path / "root", 1) as engine:
+        check_committed(engine.layout, data, engine.fetch(spec_of(data), http(origin.url("/f"))))
+        assert engine.counts.received_bytes < len(data) + MIB
+    assert ranges_of(origin.requests)[1] == (_SEGMENT, 3 * _SEGMENT - 1)
 
 
 def test_a_sync_that_fails_ends_the_flight(

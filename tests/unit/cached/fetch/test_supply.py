@@ -80,6 +80,7 @@ class Pool:
         self.distrusted = False
         self.losses = 0
         self.keeps_chain = False
+        self.joins = False
         self.chain: bytes | None = None
 
     def target(self, peer: str, segment: Segment) -> HttpTarget:
