@@ -194,9 +194,9 @@ class Workers:
     def _choose(self, now: float) -> Download | None:
         """Return the download that a free worker should take, None while there is none or no processor for it."""
         crowded = self._crowded = self._is_crowded()
-        # One blob more than there are processors: another is at work while one waits for the disk.
+        # Two blobs more than there are processors: others are at work while some wait for the disk, and fewer end last.
         # Those with small blobs do not count: there may be no end of them.
-        begins = not crowded or self._downloads.count_large_workers() <= self._processors
+        begins = not crowded or self._downloads.count_large_workers() < self._processors + 2
         return self._downloads.choose(now, self._has_room, begins=begins, helps=not crowded)
 
     def _is_crowded(self) -> bool:

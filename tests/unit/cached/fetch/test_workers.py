@@ -63,12 +63,13 @@ def test_no_more_connections_than_processors_can_serve(
     tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch, demand: float | None
 ) -> None:
     """Where the workers at hand need all processors, or may, no further connection is opened for a large blob, but for
-    the first of one more blob than there are processors; a small one, which is little more than its request, has one
+    the first of two more blobs than there are processors; a small one, which is little more than its request, has one
     nevertheless, also after a large one that waits."""
     monkeypatch.setattr(workers, "count_processors", lambda: 1)
     monkeypatch.setattr(ProcessorDemand, "measure", lambda _self, _workers: demand)
     data, small = noise(), noise()[:MIB]
-    for path in ("/first", "/second", "/third"):
+    paths = ["/first", "/second", "/third", "/fourth"]
+    for path in paths:
         origin.put(path, data + path.encode(), etag='"v1"')
     origin.put("/small", small, etag='"v1"')
     with open_engine(tmp_path / "root", 8) as engine:
@@ -77,19 +78,19 @@ def test_no_more_connections_than_processors_can_serve(
         def launch(path: str) -> Download:
             return engine.launch(spec_of(data + path.encode(), name=path), http(origin.url(path)), space=busy)
 
-        large = [launch("/first"), launch("/second")]
+        large = [launch(path) for path in paths[:3]]
         try:
-            eventually(lambda: len(origin.requests) == 2)
+            eventually(lambda: len(origin.requests) == 3)
             assert busy.reached.wait(DEADLINE_S)
             assert not threading.Event().wait(0.3)
-            large.append(launch("/third"))
+            large.append(launch("/fourth"))
             other = engine.launch(spec_of(small, name="other"), http(origin.url("/small")))
             check_committed(engine.layout, small, other.result.result(DEADLINE_S))
             assert not threading.Event().wait(0.3)
-            assert [seen.path for seen in origin.requests] == ["/first", "/second", "/small"]
+            assert [seen.path for seen in origin.requests] == [*paths[:3], "/small"]
         finally:
             busy.let_go.set()
-        for path, each in zip(("/first", "/second", "/third"), large, strict=True):
+        for path, each in zip(paths, large, strict=True):
             check_committed(engine.layout, data + path.encode(), each.result.result(DEADLINE_S))
 
 
