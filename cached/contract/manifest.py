@@ -227,6 +227,8 @@ def check_tree(paths: Iterable[str]) -> None:
     folded: dict[str, str] = {}
     for path in paths:
         key = unicodedata.normalize("NFC", path).casefold()
+        if folded.get(key) == path:
+            raise _refuse(f"{path!r}: expected each path once, found two files of it")
         if key in folded:
             raise _refuse(f"{path!r} and {folded[key]!r} are the same path on a file system that folds case")
         folded[key] = path

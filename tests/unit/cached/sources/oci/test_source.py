@@ -175,6 +175,16 @@ async def test_two_archives_in_a_plain_layer_are_refused(registry: RunningRegist
     assert error.code == "bad_tar" and "after its end" in error.message
 
 
+async def test_a_title_that_is_there_twice_is_refused(registry: RunningRegistry, client: HttpClient) -> None:
+    """oras-py titles each file by the last part of its path: two of one title are refused by name, not one taken for
+    the other."""
+    layers = [registry.layer("team/same", part, ORAS_LAYER, title="config.json") for part in (b"unet", b"vae")]
+    registry.put_artifact("team/same", "v1", layers)
+    error = await refusal(f"oci://{registry.host}/team/same:v1", client)
+    assert error.permanent and error.code == "bad_name"
+    assert "'config.json': expected each path once, found two files of it" in error.message
+
+
 @pytest.mark.parametrize("path", ["models/../../etc/passwd", "/models/x", "models//x", "models/a\\b", "../x"])
 async def test_path_tricks_are_refused(registry: RunningRegistry, client: HttpClient, path: str) -> None:
     """Names are judged as everywhere: one that leads out of the folder is `bad_name` where it is chosen."""
