@@ -22,7 +22,7 @@ from cached.transport.connection.settings import HttpSettings
 from sidecar.gate.daemon_status import Heartbeat
 from sidecar.injector.https.certificates import next_keys
 from tests.support.certificates import make_certificates
-from tests.support.clocks import WallClock
+from tests.support.clocks import ManualClock, WallClock
 from tests.support.daemon import PATIENCE_S, DaemonProcess, daemon_process, model, prefetched, publish_files
 from tests.support.gates import Gates
 from tests.support.origin import HostileOrigin
@@ -196,20 +196,20 @@ def test_a_date_to_retry_after_is_the_origins(origin: HostileOrigin) -> None:
 def test_a_heartbeat_is_seen_to_stand_still(tmp_path: Path) -> None:
     """A heartbeat that moves is a living daemon whatever its date; one that stands still is none, be it of tomorrow."""
     public = make_public(tmp_path)
-    now, wall = [1000.0], [time.time()]
-    heartbeat = Heartbeat(public, lambda: now[0], lambda: wall[0])
+    clock, wall = ManualClock(), ManualClock(time.time())
+    heartbeat = Heartbeat(public, clock, wall)
     assert heartbeat.find_trouble() is None
     for age_s in (0, DAY_S, -DAY_S):
         for _ in range(20):
             write_heartbeat(public, age_s=age_s)
             age_s -= 2
-            now[0] += 2
+            clock.now_s += 2
             assert heartbeat.find_trouble() is None
-        now[0] += 31
+        clock.now_s += 31
         assert "seems down" in (heartbeat.find_trouble() or "")
     write_heartbeat(public, age_s=3 * DAY_S)
     assert heartbeat.find_trouble() is None
-    now[0] += 7
+    clock.now_s += 7
     assert "seems down" in (heartbeat.find_trouble() or "")
 
 

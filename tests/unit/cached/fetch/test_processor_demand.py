@@ -10,17 +10,10 @@ from collections.abc import Iterator
 import pytest
 
 from cached.fetch.processor_demand import ProcessorDemand
+from tests.support.clocks import ManualClock
 
 _DATA = bytes(1024 * 1024)
 _DEADLINE_S = 60
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now_s = 100.0
-
-    def __call__(self) -> float:
-        return self.now_s
 
 
 class Worker:
@@ -59,12 +52,12 @@ class Worker:
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> ManualClock:
+    return ManualClock()
 
 
 @pytest.fixture
-def demand(clock: Clock) -> ProcessorDemand:
+def demand(clock: ManualClock) -> ProcessorDemand:
     return ProcessorDemand(clock)
 
 
@@ -77,7 +70,7 @@ def workers(demand: ProcessorDemand) -> Iterator[list[Worker]]:
 
 
 def test_it_is_the_time_that_the_threads_ran_or_were_ready(
-    clock: Clock, demand: ProcessorDemand, workers: list[Worker]
+    clock: ManualClock, demand: ProcessorDemand, workers: list[Worker]
 ) -> None:
     """The demand is the sum of the threads' time on processors and in their queues, by the time between two looks; that
     of a thread which only waits is nothing."""
@@ -93,7 +86,7 @@ def test_it_is_the_time_that_the_threads_ran_or_were_ready(
     assert demand.measure(2) == pytest.approx(0, abs=1e-3)
 
 
-def test_it_stays_the_same_for_a_while(clock: Clock, demand: ProcessorDemand, workers: list[Worker]) -> None:
+def test_it_stays_the_same_for_a_while(clock: ManualClock, demand: ProcessorDemand, workers: list[Worker]) -> None:
     """Between two looks less than 50 ms apart nothing is read, and the answer is the last one."""
     demand.measure(2)
     workers[0].use()
@@ -104,7 +97,9 @@ def test_it_stays_the_same_for_a_while(clock: Clock, demand: ProcessorDemand, wo
     assert demand.measure(2) == found
 
 
-def test_those_who_joined_count_as_the_others(clock: Clock, demand: ProcessorDemand, workers: list[Worker]) -> None:
+def test_those_who_joined_count_as_the_others(
+    clock: ManualClock, demand: ProcessorDemand, workers: list[Worker]
+) -> None:
     """Until the next look a thread that was given something to do is taken to need what the others do; one that has
     left is not taken off, because the others may need what it had."""
     demand.measure(2)
@@ -116,7 +111,9 @@ def test_those_who_joined_count_as_the_others(clock: Clock, demand: ProcessorDem
     assert demand.measure(1) == found
 
 
-def test_what_was_before_a_pause_is_forgotten(clock: Clock, demand: ProcessorDemand, workers: list[Worker]) -> None:
+def test_what_was_before_a_pause_is_forgotten(
+    clock: ManualClock, demand: ProcessorDemand, workers: list[Worker]
+) -> None:
     """Once no thread has anything to do, nothing is said of the next ones until two more looks."""
     demand.measure(2)
     workers[0].use()
@@ -129,7 +126,7 @@ def test_what_was_before_a_pause_is_forgotten(clock: Clock, demand: ProcessorDem
 
 
 def test_a_kernel_that_does_not_count_holds_no_one_back(
-    clock: Clock, demand: ProcessorDemand, monkeypatch: pytest.MonkeyPatch
+    clock: ManualClock, demand: ProcessorDemand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where a thread's counts cannot be opened (a sandbox, or no free descriptor) it works all the same, and the demand
     is nothing from the beginning."""
@@ -146,7 +143,7 @@ def test_a_kernel_that_does_not_count_holds_no_one_back(
     worker.stop()
 
 
-def test_a_thread_that_has_ended_counts_no_more(clock: Clock, demand: ProcessorDemand) -> None:
+def test_a_thread_that_has_ended_counts_no_more(clock: ManualClock, demand: ProcessorDemand) -> None:
     """The end of a thread gives back what was opened for it, and what it took is no part of a later demand."""
     before = os.listdir("/proc/self/fd")
     one, other = Worker(demand), Worker(demand)

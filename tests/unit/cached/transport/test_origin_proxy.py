@@ -19,6 +19,7 @@ from cached.transport.origin_proxy import OriginProxy, OriginProxySettings, pars
 from cached.transport.target import HttpTarget, Part
 from cached.transport.urls import Origin
 from tests.support.certificates import Certificates
+from tests.support.clocks import ManualClock
 from tests.support.dragonfly import Cluster, serve_dfdaemon
 from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import Redirect, Status
@@ -278,16 +279,16 @@ def test_distrusted_content_comes_from_the_origin(connect: Connect, cluster: Clu
 
 def test_dragonfly_is_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     """After a pause one request tries; the others wait for how it ends, and its success ends the failure."""
-    now = [100.0]
+    clock = ManualClock()
     caplog.set_level(logging.INFO)
-    proxy = OriginProxy(OriginProxySettings(Origin("http", "127.0.0.1", 4001)), lambda: now[0])
+    proxy = OriginProxy(OriginProxySettings(Origin("http", "127.0.0.1", 4001)), clock)
     origin = Origin("https", "models.example", 443)
     proxy.record_failure("refused")
     assert not proxy.takes(origin, CONTENT, ())
-    now[0] += 31
+    clock.now_s += 31
     assert [proxy.takes(origin, CONTENT, ()) for _ in range(2)] == [True, False]
     proxy.record_failure("refused")
-    now[0] += 31
+    clock.now_s += 31
     assert proxy.takes(origin, CONTENT, ())
     proxy.record_success()
     assert [proxy.takes(origin, CONTENT, ()) for _ in range(2)] == [True, True]

@@ -13,19 +13,11 @@ from cached.contract.snapshot import doubt
 from cached.contract.status import State
 from sidecar.gate.doubts import BEAT_S, MOST_DOUBTS, SIGN_S, GateDoubts
 from sidecar.gate.exit_codes import MISMATCH, Confirmed, code_of
+from tests.support.clocks import ManualClock
 from tests.support.gates import FILES, REF, Gates
 from tests.support.snapshots import link_model, make_snapshot, write_heartbeat, write_status
 
 WANT = ModelRequest(REF)
-
-
-class Clock:
-    """Seconds that pass when the test says so."""
-
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
@@ -51,7 +43,7 @@ def _renew(snapshot: SnapshotLayout) -> None:
 def test_the_daemon_sees_a_doubt_until_its_verdict(public: PublicLayout, snapshot: SnapshotLayout) -> None:
     """A doubt rings the bell and is seen on its snapshot alone; a record that is renewed ends it, and nothing rings."""
     other = public.snapshot(make_snapshot(public, {"x": b"x"}))
-    doubts = GateDoubts(public, Clock())
+    doubts = GateDoubts(public, ManualClock())
     doubts.add(WANT, snapshot, _mismatch())
     assert doubt.is_bell_held(public) and doubt.is_doubted(snapshot) and not doubt.is_doubted(other)
     assert doubts.check(WANT) is not None
@@ -63,7 +55,7 @@ def test_the_daemon_sees_a_doubt_until_its_verdict(public: PublicLayout, snapsho
 @pytest.mark.parametrize("change", ["name gone", "name moved", "snapshot replaced"])
 def test_another_snapshot_is_a_verdict(public: PublicLayout, snapshot: SnapshotLayout, change: str) -> None:
     """A name that went or moved, or a snapshot that was made anew under its name, ends the wait."""
-    doubts = GateDoubts(public, Clock())
+    doubts = GateDoubts(public, ManualClock())
     doubts.add(WANT, snapshot, _mismatch())
     if change == "name gone":
         public.model_link(REF).unlink()
@@ -80,17 +72,17 @@ def test_without_a_daemon_nobody_is_asked(public: PublicLayout, snapshot: Snapsh
     public.daemon_status.unlink()
     error = _mismatch()
     with pytest.raises(DigestMismatch) as caught:
-        GateDoubts(public, Clock()).add(WANT, snapshot, error)
+        GateDoubts(public, ManualClock()).add(WANT, snapshot, error)
     assert caught.value is error
     assert not doubt.is_bell_held(public)
 
 
 def test_a_silent_daemon_is_given_up(public: PublicLayout, snapshot: SnapshotLayout) -> None:
     """A heartbeat that stands still ends the wait with the mismatch and the reason."""
-    clock = Clock()
+    clock = ManualClock()
     doubts = GateDoubts(public, clock)
     doubts.add(WANT, snapshot, _mismatch())
-    clock.now += BEAT_S + 1
+    clock.now_s += BEAT_S + 1
     with pytest.raises(Confirmed, match=r"a\.bin: inode.*silent") as caught:
         doubts.check(WANT)
     assert code_of(caught.value) == MISMATCH
@@ -99,25 +91,25 @@ def test_a_silent_daemon_is_given_up(public: PublicLayout, snapshot: SnapshotLay
 
 def test_a_daemon_that_never_looks_is_given_up(public: PublicLayout, snapshot: SnapshotLayout) -> None:
     """A daemon that beats and does not look is waited for as long as it takes to begin; one that hashes, longer."""
-    clock = Clock()
+    clock = ManualClock()
     doubts = GateDoubts(public, clock)
     doubts.add(WANT, snapshot, _mismatch())
     for second in range(3 * int(SIGN_S)):
-        clock.now += 1
+        clock.now_s += 1
         write_heartbeat(public, age_s=-second)
         write_status(public, REF, State.VERIFYING, done=(second, 100))
         assert doubts.check(WANT) is not None
     write_status(public, REF, State.READY)
     with pytest.raises(Confirmed, match="did not for"):
         for second in range(2 * int(SIGN_S)):
-            clock.now += 1
+            clock.now_s += 1
             write_heartbeat(public, age_s=-second)
             doubts.check(WANT)
 
 
 def test_the_same_found_again_is_no_new_doubt(public: PublicLayout, snapshot: SnapshotLayout) -> None:
     """What the gate finds again after the daemon has looked ends it; what it finds anew is doubted, so many times."""
-    doubts = GateDoubts(public, Clock())
+    doubts = GateDoubts(public, ManualClock())
     for number in range(MOST_DOUBTS):
         doubts.add(WANT, snapshot, _mismatch(number))
         _renew(snapshot)
@@ -150,7 +142,7 @@ def test_a_wrong_pin_asks_nobody(public: PublicLayout, snapshot: SnapshotLayout,
 
 def test_what_changed_meanwhile_is_looked_at_again_first(public: PublicLayout, snapshot: SnapshotLayout) -> None:
     """A record that was renewed while the gate checked by the old one is no reason to have all of it hashed again."""
-    doubts = GateDoubts(public, Clock())
+    doubts = GateDoubts(public, ManualClock())
     seen = doubts.identify(WANT, snapshot)
     _renew(snapshot)
     assert not doubts.add(WANT, snapshot, _mismatch(), seen)
@@ -161,7 +153,7 @@ def test_what_changed_meanwhile_is_looked_at_again_first(public: PublicLayout, s
 def test_a_check_that_goes_on_is_no_verdict_yet(public: PublicLayout, snapshot: SnapshotLayout) -> None:
     """A record that was written in the middle of a check, which began before the doubt, does not end the gate; what
     stays when the check is over does."""
-    doubts = GateDoubts(public, Clock())
+    doubts = GateDoubts(public, ManualClock())
     doubts.add(WANT, snapshot, _mismatch())
     write_status(public, REF, State.VERIFYING, done=(1, 2), held=f"sha256:{snapshot.path.name}")
     for _ in range(MOST_DOUBTS + 1):

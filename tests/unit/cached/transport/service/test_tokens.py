@@ -12,28 +12,16 @@ from cached.transport.connection.cancel import Cancellation
 from cached.transport.service.requests import Service
 from cached.transport.service.tokens import BearerTokens, FixedHeaders, Token
 from cached.transport.target import HttpTarget
+from tests.support.clocks import ManualClock
 from tests.support.token_server import token_server
 
 URL = "https://registry.example.com/v2/m/blobs/1"
 NOT = Cancellation()
 
 
-class Clock:
-    """Seconds that pass when a test says so."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-    def advance(self, seconds: float) -> None:
-        self.now += seconds
-
-
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
+def clock() -> ManualClock:
+    return ManualClock()
 
 
 class Issuer:
@@ -69,41 +57,41 @@ def test_a_token_goes_to_its_own_origins_only() -> None:
     assert not fixed.refuse(fixed.headers_for(URL, NOT))
 
 
-def test_a_token_is_used_until_four_fifths_of_its_life(clock: Clock) -> None:
+def test_a_token_is_used_until_four_fifths_of_its_life(clock: ManualClock) -> None:
     """It is renewed before it ends, and a target carries what is left of it and when it was issued."""
     issue = Issuer(100.0)
     tokens = BearerTokens([URL], issue, clock)
     began = clock()
-    clock.advance(79.0)
+    clock.now_s += 79.0
     tokens.headers_for(URL, NOT)  # the first is issued here
-    clock.advance(79.0)
+    clock.now_s += 79.0
     target = tokens.authorize(HttpTarget(URL, (("Accept", "x"),)), NOT)
     assert target.headers == (("Accept", "x"), ("Authorization", "Bearer t0"))
     assert target.lifetime_s == pytest.approx(21.0)
     assert target.issued_at == began + 79.0
-    clock.advance(2.0)
+    clock.now_s += 2.0
     assert tokens.headers_for(URL, NOT) == (("Authorization", "Bearer t1"),)
 
 
-def test_a_token_at_hand_needs_no_wait(clock: Clock) -> None:
+def test_a_token_at_hand_needs_no_wait(clock: ManualClock) -> None:
     """An address with a token that is still good is made at once; where one must be asked for, nothing is."""
     issue = Issuer(100.0)
     tokens, target = BearerTokens([URL], issue, clock), HttpTarget(URL)
     assert tokens.authorize_now(target) is None and issue.calls == 0
     waited = tokens.authorize(target, NOT)
     assert tokens.authorize_now(target) == waited
-    clock.advance(80.0)
+    clock.now_s += 80.0
     assert tokens.authorize_now(target) is None and issue.calls == 1
     elsewhere = HttpTarget("https://cdn.example.com/x")
     assert tokens.authorize_now(elsewhere) is elsewhere
 
 
-def test_a_refused_token_is_dropped_once(clock: Clock) -> None:
+def test_a_refused_token_is_dropped_once(clock: ManualClock) -> None:
     """A late refusal of an earlier token does not cost the later one; headers of others are not ours."""
     issue = Issuer(None)
     tokens = BearerTokens([URL], issue, clock)
     first = tokens.headers_for(URL, NOT)
-    clock.advance(1e6)
+    clock.now_s += 1e6
     assert tokens.headers_for(URL, NOT) == first  # without a stated end it is used until it is refused
     assert tokens.refuse(first)
     second = tokens.headers_for(URL, NOT)
@@ -113,15 +101,15 @@ def test_a_refused_token_is_dropped_once(clock: Clock) -> None:
     assert issue.calls == 2
 
 
-def test_an_issuer_that_is_away_for_a_moment(clock: Clock) -> None:
+def test_an_issuer_that_is_away_for_a_moment(clock: ManualClock) -> None:
     """A token that is still valid is used on where no other can be had now; a dead one is not, nor after a final no."""
     issue = Issuer(100.0)
     tokens = BearerTokens([URL], issue, clock)
     tokens.headers_for(URL, NOT)
     issue.error = Transient("connect", "away", "")
-    clock.advance(90.0)
+    clock.now_s += 90.0
     assert tokens.headers_for(URL, NOT) == (("Authorization", "Bearer t0"),)
-    clock.advance(10.0)
+    clock.now_s += 10.0
     with pytest.raises(Transient, match="away"):
         tokens.headers_for(URL, NOT)
 
