@@ -23,12 +23,13 @@ from statistics import median
 from bench import report
 from bench.harness import bench_main, workplace
 from bench.machine import append_section, describe, require_space
-from bench.measure import drop_pages, failed
+from bench.measure import failed
 from cached.contract.layout import PublicLayout, SnapshotLayout
 from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
 from cached.contract.snapshot.verified import VerifiedFile, VerifiedRecord
 from cached.contract.status import timestamp
+from tests.support.page_cache import drop_pages
 
 _GIB = 1 << 30
 _MIB = 1 << 20

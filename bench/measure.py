@@ -128,15 +128,6 @@ def stop(process: subprocess.Popen[bytes], timeout_s: float = 15) -> None:
         process.wait()
 
 
-def drop_pages(path: Path) -> None:
-    """Drop a file's clean, unmapped pages from the page cache."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
-
-
 def tail(log: Path) -> str:
     """Return the end of a log, for an error message."""
     return log.read_bytes()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip() or "it printed nothing"

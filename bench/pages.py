@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bench.measure import drop_pages
 from server.weights.host.page_cache import count_cached
+from tests.support.page_cache import drop_pages
 
 _BLOCK = 8 * 1024 * 1024
 _TRIES = 3

@@ -23,7 +23,7 @@ from bench import report
 from bench.daemon import CatalogEntry, Daemon, daemon, write_catalog
 from bench.harness import bench_main, in_turn, workplace
 from bench.machine import append_section
-from bench.measure import cpu_seconds, drop_pages, failed, io_count, resident_memory, wait_until
+from bench.measure import cpu_seconds, failed, io_count, resident_memory, wait_until
 from bench.origins import free_port, loopback_environment
 from cached.contract.digest import Digest
 from cached.contract.layout import Layout
@@ -32,6 +32,7 @@ from cached.contract.reference import ModelRef
 from cached.contract.status import State, timestamp
 from cached.store.start import recovery
 from cached.store.version import snapshots
+from tests.support.page_cache import drop_pages
 
 _MIB = 1024 * 1024
 _FILE_BYTES = 4096

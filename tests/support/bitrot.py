@@ -27,7 +27,7 @@ def flip(path: Path, offset: int = 1000) -> None:
 
 def flip_on_disk(image: Path, path: Path, offset: int = 0) -> None:
     """Flip one bit of the byte at `offset` of `path`, in the image that its file system is mounted from: what the
-    kernel holds of the file in memory stays right."""
+    kernel holds of the file in memory stays right, until its pages are dropped."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         place = _physical(descriptor, offset)
@@ -36,15 +36,6 @@ def flip_on_disk(image: Path, path: Path, offset: int = 0) -> None:
     with image.open("r+b", buffering=0) as disk:
         byte = os.pread(disk.fileno(), 1, place)
         os.pwrite(disk.fileno(), bytes([byte[0] ^ 1]), place)
-
-
-def forget_pages(path: Path) -> None:
-    """Have the kernel read a file from the disk the next time."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
 
 
 def _physical(descriptor: int, offset: int) -> int:

@@ -13,6 +13,7 @@ from cached.contract.digest import Digest
 from cached.contract.layout import TEMPORARY_PREFIX
 from cached.contract.reference import ModelRef
 from tests.support.daemon import DaemonProcess, model, prefetched, publish_files, write_files
+from tests.support.page_cache import drop_pages
 
 V1 = ModelRef("tiny", "v1")
 MIB = 1024 * 1024
@@ -73,8 +74,7 @@ def test_what_is_ready_stays_ready(daemon: DaemonProcess, source: Path) -> None:
     used = daemon.document()["models"][0]["last_used"]
     inode = os.stat(daemon.path(V1) / "a.bin").st_ino
     assert daemon.stop() == 0
-    os.posix_fadvise((fd := os.open(daemon.path(V1) / "a.bin", os.O_RDONLY)), 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(fd)
+    drop_pages(daemon.path(V1) / "a.bin")
     daemon.start()
     after = daemon.wait_state(V1, "ready")
     changing = ("since", "updated")

@@ -26,11 +26,12 @@ from cached.store.disk.verity import Sealing
 from cached.store.start import recovery
 from cached.store.version import snapshots
 from cached.transport.connection.settings import HttpSettings
-from tests.support.bitrot import flip_on_disk, forget_pages
+from tests.support.bitrot import flip_on_disk
 from tests.support.daemon import REPOSITORY, DaemonProcess, daemon_process, prefetched, write_files
 from tests.support.fetching import MIB, Engine, Paused, check_committed, local, spec_of
 from tests.support.filling import VERIFIED_AT, aligned, manifest_of
 from tests.support.gates import REF, Gates, wait_for
+from tests.support.page_cache import drop_pages
 from tests.system.verity.conftest import image_of
 from tests.system.verity.sealing import merkle_digest
 
@@ -270,7 +271,7 @@ def test_a_file_system_made_without_it_can_be_given_it(plain_ground: Path, tmp_p
 
 def _rot(image: Path, path: Path, offset: int) -> None:
     flip_on_disk(image, path, offset)
-    forget_pages(path)
+    drop_pages(path)
 
 
 def _verity(record: Path) -> str | None:

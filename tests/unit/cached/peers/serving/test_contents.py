@@ -12,6 +12,7 @@ import pytest
 
 from cached.contract.layout import Layout
 from cached.peers.serving.contents import CHUNK_BYTES, Contents, NoPartials, PageCacheManners, send_chunk
+from tests.support.page_cache import drop_pages
 
 SHA256 = "a" * 64
 SIZE = 4 * CHUNK_BYTES
@@ -43,8 +44,7 @@ def is_cached(path: Path, offset: int) -> bool:
 
 
 def drop(path: Path) -> None:
-    with path.open("rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    drop_pages(path)
     if is_cached(path, CHUNK_BYTES - 4096):
         pytest.skip("this file system keeps its pages")
 
