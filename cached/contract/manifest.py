@@ -18,7 +18,8 @@ from itertools import pairwise
 from typing import Any, TypeGuard
 
 from cached.contract.digest import Digest, is_hex
-from cached.contract.errors import HoldfastError, InvalidManifest
+from cached.contract.errors import InvalidManifest
+from cached.contract.unique_keys import DuplicateKey, unique_keys
 
 SCHEMA = "holdfast.dev/manifest/v1"
 MANIFEST_NAME = "holdfast.json"  # at a source
@@ -250,18 +251,11 @@ def _load(data: bytes) -> Any:
     if len(data) > _ALWAYS_PARSED_BYTES and _CANONICAL.fullmatch(data) is None:
         raise _refuse("the bytes are not the canonical JSON of a list of files")
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_object)
-    except HoldfastError:
-        raise
+        return json.loads(data.decode("utf-8"), object_pairs_hook=unique_keys)
+    except DuplicateKey as error:
+        raise _refuse(str(error)) from error
     except (ValueError, RecursionError) as error:
         raise _refuse(f"not JSON in UTF-8: {error}") from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise _refuse("a JSON object names the same key twice")
-    return document
 
 
 def _entry(item: object) -> FileEntry:

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.contract.unique_keys import unique_keys
 from cached.sources.oauth import quoted
 from cached.sources.signed_urls import lifetime_s
 from cached.sources.wandb.address import WandbAddress
@@ -88,7 +89,7 @@ class WandbService:
         target = HttpTarget(hop.url, chosen_by=self.base_url)  # signed: a store refuses a key beside that
         response = self._client.fetch(target, _MAX_MANIFEST_BYTES, cancellation)
         try:
-            return json.loads(response.body, object_pairs_hook=_once_each)
+            return json.loads(response.body, object_pairs_hook=unique_keys)
         except (ValueError, RecursionError) as error:
             found = f"{len(response.body)} bytes that are none ({error})"
             raise self.bad_answer(f"the JSON of a manifest at {display_url(response.url)}", found) from error
@@ -180,13 +181,6 @@ def file_resource(layout: str, region: str, artifact: WandbArtifact, birth: str,
         return f"/artifacts/{quote(artifact.entity, safe='')}/{digest_hex}"
     parts = (region, artifact.entity, artifact.project, artifact.collection, birth, digest_hex, name)
     return "/artifactsV2/" + "/".join(quote(part, safe="") for part in parts)
-
-
-def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a name twice")
-    return found
 
 
 def _credentials(address: WandbAddress, client: HttpClient) -> Headers:

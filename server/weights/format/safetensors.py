@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cached.contract.unique_keys import DuplicateKey, unique_keys
 from server.weights.errors import MissingFile, WeightsError
 from server.weights.format.foreign import HEAD_BYTES, identify
 from server.weights.settings import PAGE
@@ -32,7 +33,6 @@ _STRINGS = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"(\s*:)?', re.DOTALL)
 _DAMAGED = "the file is damaged or no safetensors file: publish the model again"
 _SHORT = "a download or a copy was cut short: download the file again, then publish the model again"
 
-_Pairs = Callable[[list[tuple[str, Any]]], dict[str, Any]]
 
 # Bits per element, by the format's name of the type.
 DTYPE_BITS = {
@@ -115,7 +115,7 @@ def parse_header(path: Path, data: bytes, file_size: int) -> Header:
     # pairs.
     keys += len(entries) * len(_ENTRY_KEYS) + len(metadata)
     if sum(map(bool, _STRINGS.findall(data))) != keys:
-        _json(path, data, _unique(path))
+        _json(path, data, unique_keys)
         raise _refuse(path, "a key is there twice")
     ordered = dict(sorted(entries.items(), key=lambda pair: pair[1][2:]))
     end = start
@@ -155,7 +155,7 @@ def _is_size(value: object) -> bool:
     return type(value) is int and 0 <= value < 2**63  # a bool is no length
 
 
-def _json(path: Path, data: bytes, pairs: _Pairs | None) -> dict[str, Any]:
+def _json(path: Path, data: bytes, pairs: Callable[[list[tuple[str, Any]]], dict[str, Any]] | None) -> dict[str, Any]:
     def constant(text: str) -> Any:
         raise ValueError(f"{text} is not JSON")
 
@@ -168,6 +168,8 @@ def _json(path: Path, data: bytes, pairs: _Pairs | None) -> dict[str, Any]:
             )
             if b"\\u" in data:
                 json.dumps(document, ensure_ascii=False).encode()  # fails for half a surrogate pair
+    except DuplicateKey as error:
+        raise _refuse(path, str(error)) from error
     except (ValueError, RecursionError) as error:
         raise _refuse(path, f"not JSON in UTF-8: {error}") from error
     if not isinstance(document, dict):
@@ -193,19 +195,6 @@ def _without_garbage_collection() -> Iterator[None]:
         yield
     finally:
         gc.enable()
-
-
-def _unique(path: Path) -> _Pairs:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            for name, _ in pairs:
-                if name not in found:  # its first occurrence removed it
-                    raise _refuse(path, f"the key {name[:200]!r} is there twice")
-                del found[name]
-        return found
-
-    return unique
 
 
 def _refuse(path: Path, message: str, remedy: str = _DAMAGED) -> WeightsError:
