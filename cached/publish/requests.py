@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.client import HTTPMessage
@@ -17,10 +16,8 @@ import aiohttp
 from yarl import URL
 
 from cached.contract.errors import HoldfastError, Transient
-from cached.contract.program import limits
+from cached.publish.connections import broken, headers_of, open_session
 from cached.transport.connection.cancel import Cancellation
-from cached.transport.connection.resolver import BoundedResolver
-from cached.transport.connection.settings import HttpSettings
 from cached.transport.connection.thread_call import call_in_thread
 from cached.transport.errors import is_retried, response_error, retry_after_s
 from cached.transport.response import bad_response
@@ -30,7 +27,6 @@ from cached.transport.urls import display_url
 ATTEMPTS = 5
 _WAIT_S = 1.0
 _LONGEST_WAIT_S = 30.0
-_CONNECT_TIMEOUT_S = 9.0
 _READ_TIMEOUT_S = 60.0
 _REQUEST_TIMEOUT_S = 1800.0  # for the bytes of one part
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024  # the ids of 50,000 blocks are 6 MB
@@ -116,25 +112,14 @@ class StoreRequests:
                     data += part
                     if len(data) > _MAX_ANSWER_BYTES:
                         raise bad_response(where, f"an answer of more than {_MAX_ANSWER_BYTES} bytes")
-                found = HTTPMessage()
-                for name, value in response.headers.items():
-                    found[name] = value
-                return Answer(response.status, found, bytes(data))
+                return Answer(response.status, headers_of(response), bytes(data))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _broken(error, where) from error
+            raise broken(error, where) from error
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:
-            connector = aiohttp.TCPConnector(
-                limit=self._connections,
-                ssl=ssl.create_default_context(),
-                resolver=BoundedResolver(_CONNECT_TIMEOUT_S),
-            )
-            timeout = aiohttp.ClientTimeout(
-                total=_REQUEST_TIMEOUT_S, sock_connect=_CONNECT_TIMEOUT_S, sock_read=_READ_TIMEOUT_S
-            )
-            self._session = aiohttp.ClientSession(
-                connector=connector, timeout=timeout, trust_env=True, headers={"User-Agent": HttpSettings().user_agent}
+            self._session = open_session(
+                self._connections, read_timeout_s=_READ_TIMEOUT_S, timeout_s=_REQUEST_TIMEOUT_S
             )
         return self._session
 
@@ -148,17 +133,3 @@ async def pause(attempt: int, answer: Answer | None = None) -> None:
     """Wait before another attempt, as long as the answer asks for, at most half a minute."""
     asked_s = None if answer is None else retry_after_s(answer.headers.get("Retry-After"), answer.headers.get("Date"))
     await asyncio.sleep(min(_LONGEST_WAIT_S, _WAIT_S * 2 ** (attempt - 1) if asked_s is None else asked_s))
-
-
-def _broken(error: Exception, where: str) -> HoldfastError:
-    short = limits.find_limit_error(error, where)
-    if short is not None:
-        return short
-    if isinstance(error, TimeoutError):
-        return Transient(
-            "stalled", f"{where}: no answer in time", "it is tried again; look at the network to that host"
-        )
-    reason = getattr(error, "strerror", None) or type(error).__name__
-    return Transient(
-        "connect", f"{where}: no connection, or it broke ({reason})", "it is tried again; check the network"
-    )

@@ -10,16 +10,15 @@ from __future__ import annotations
 import asyncio
 import io
 import re
-import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from http.client import HTTPMessage
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
 
 import aiohttp
 from yarl import URL
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
+from cached.publish.connections import broken, headers_of, open_session
 from cached.publish.destination import PART_BYTES, Progress
 from cached.publish.oci.layers import LayerBytes
 from cached.publish.reading import wrong_bytes
@@ -27,15 +26,14 @@ from cached.sources.oci.access.auth import RegistryAuth
 from cached.sources.oci.registry import error_of
 from cached.transport.client import Response
 from cached.transport.connection.cancel import Cancellation
-from cached.transport.connection.resolver import BoundedResolver
 from cached.transport.errors import is_retried, retry_after_s
 from cached.transport.urls import Address, display_url, split_url
 
 _TRIES = 3  # without credentials, with those that a 401 asks for, and with new ones
 _ATTEMPTS = 5  # without a byte of progress in between
 _WAIT_S = 1.0
-_CONNECT_TIMEOUT_S = 9.0
-_TIMEOUT = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT_S, sock_read=120)
+_READ_TIMEOUT_S = 120.0
+_CONNECTIONS = 100  # most of them idle: the slots bound those that send
 _RANGE = re.compile(r"(?:bytes=)?0-([0-9]{1,18})")
 _LENGTH = re.compile(r"[0-9]{1,18}")
 _MAX_ANSWER_BYTES = 1024 * 1024
@@ -224,7 +222,7 @@ class RegistryUploads:
         for _ in range(_TRIES):
             sent = await asyncio.to_thread(self._auth.headers_for, url, Cancellation())
             async with self._answer(method, url, body, {**(headers or {}), **dict(sent)}) as answer:
-                response = Response(answer.status, await _read(answer), _headers(answer), url)
+                response = Response(answer.status, await _read(answer), headers_of(answer), url)
             if response.status != 401:
                 break
             await asyncio.to_thread(self._auth.learn, response, sent)
@@ -239,27 +237,14 @@ class RegistryUploads:
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         Address.parse(url)
         if self._session is None:
-            tls = ssl.create_default_context()  # honours SSL_CERT_FILE and SSL_CERT_DIR, as our own client
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(ssl=tls, resolver=BoundedResolver(_CONNECT_TIMEOUT_S)),
-                timeout=_TIMEOUT,
-                trust_env=True,
-                headers={"User-Agent": "holdfast", "Accept": "*/*"},
-            )
+            self._session = open_session(_CONNECTIONS, read_timeout_s=_READ_TIMEOUT_S)
         try:
             async with self._session.request(
                 method, _exactly(url), data=io.BytesIO(body) if body else None, headers=headers, allow_redirects=False
             ) as answer:
                 yield answer
-        except aiohttp.ClientConnectorCertificateError as error:
-            problem = f"{display_url(url)}: its certificate is not trusted"
-            raise Permanent("tls_verification", problem, "give SSL_CERT_FILE the authority that signed it") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            reason = getattr(error, "strerror", None) or type(error).__name__
-            code = "connect" if isinstance(error, aiohttp.ClientConnectorError) else "reset"
-            raise Transient(
-                code, f"{display_url(url)}: {reason}", "publish again; it goes on with what is there"
-            ) from error
+            raise broken(error, display_url(url)) from error
 
 
 def _exactly(url: str) -> URL:
@@ -278,13 +263,6 @@ def _with_digest(location: str, digest: str) -> str:
     parts = split_url(location)
     given = [pair for pair in parse_qsl(parts.query, keep_blank_values=True) if pair[0] != "digest"]
     return urlunsplit(parts._replace(query=urlencode([*given, ("digest", digest)])))
-
-
-def _headers(answer: aiohttp.ClientResponse) -> HTTPMessage:
-    headers = HTTPMessage()
-    for name, value in answer.headers.items():
-        headers[name] = value
-    return headers
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:
