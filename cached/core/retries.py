@@ -9,6 +9,7 @@ from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.core.space import NoInodes, NoSpace
 
 MAX_BAD_RESPONSES = 3
+MAX_WRONG_DIGESTS = 2
 _MOST_DOUBLINGS = 20  # far beyond any cap
 _BLOB_S, _BLOB_CAP_S = 0.5, 60.0
 _TRY_S, _TRY_CAP_S = 1.0, 60.0
@@ -24,7 +25,44 @@ def backoff_s(first_s: float, cap_s: float, failures: int) -> float:
     return min(cap_s, first_s * 2.0 ** min(failures - 1, _MOST_DOUBLINGS))
 
 
-def blob_pause_s(error: HoldfastError, failures: int, jitter: float) -> float:
+class BlobFailures:
+    """The failures of one blob's download in a row, and its attempts with wrong bytes. Not thread-safe."""
+
+    def __init__(self) -> None:
+        self.in_a_row = 0
+        self.paused_until = 0.0  # of the origin, in monotonic seconds
+        self._bad_responses = self._wrong_digests = 0
+
+    @property
+    def is_hopeless(self) -> bool:
+        """Whether there were too many wrong responses in a row."""
+        return self._bad_responses >= MAX_BAD_RESPONSES
+
+    def record(self, error: HoldfastError, now: float, jitter: float) -> bool:
+        """Record a failure and set the end of the pause; return False where it counts as an earlier one: many
+        connections fail at the same time."""
+        if now < self.paused_until:
+            return False
+        self.in_a_row += 1
+        self._bad_responses += error.code == "bad_response"
+        self.paused_until = now + _blob_pause_s(error, self.in_a_row, jitter)
+        return True
+
+    def record_progress(self) -> None:
+        """Begin the count anew: bytes came, and stay."""
+        self.in_a_row = self._bad_responses = 0
+
+    def record_wrong_digest(self) -> None:
+        """Record that all bytes came from the source, and were wrong."""
+        self._wrong_digests += 1
+
+    @property
+    def may_start_over(self) -> bool:
+        """Whether another attempt after wrong bytes may bring the right ones."""
+        return self._wrong_digests < MAX_WRONG_DIGESTS
+
+
+def _blob_pause_s(error: HoldfastError, failures: int, jitter: float) -> float:
     """Return the pause between two tries of one blob: with backoff, and at least as long as the source asks."""
     asked_s = error.retry_after_s if isinstance(error, Transient) else None
     return max(asked_s or 0.0, backoff_s(_BLOB_S, _BLOB_CAP_S, failures) * jitter)

@@ -17,10 +17,11 @@ from typing import Protocol
 
 from cached.contract.errors import DigestMismatch, HoldfastError, Permanent, Transient
 from cached.contract.program import limits
-from cached.core.retries import MAX_BAD_RESPONSES, blob_pause_s, hopeless
+from cached.core.retries import BlobFailures, hopeless
 from cached.fetch.attempt import Attempt, AttemptResources
 from cached.fetch.blob import SEGMENT_BYTES, BlobSpec, NoRanges, Segment, Verified
 from cached.fetch.origin import AnyBody, FailureMetrics, Origin, OriginWorkers
+from cached.fetch.progress import DownloadProgress
 from cached.fetch.small_attempt import SmallAttempt, is_small
 from cached.fetch.supply import Assignment, OriginSupply, PeerPiece, Receipt, Supply, SupplyMaker
 from cached.store.blob.ingest import ALIGNMENT, allocated_bytes
@@ -32,7 +33,6 @@ from cached.transport.connection.bandwidth import BandwidthLimit
 from cached.transport.connection.cancel import Cancellation, Cancelled
 from cached.transport.target import Target
 
-MAX_WRONG_DIGESTS = 2
 _PEER = "peer"  # the metric label of bytes that come from other nodes
 _PROXY = "dragonfly"  # of those that the origin proxy sends
 _ENDS_DOWNLOAD = frozenset({"source_changed", "no_space", "not_writable", "disk"})
@@ -52,7 +52,10 @@ class Space(Protocol):
     """The disk space that a download may fill."""
 
     def grow(self, size: int) -> None:
-        """Reserve `size` bytes in all; raises `Transient` (`no_space`) or `Permanent`."""
+        """Reserve `size` bytes in all, before they are written. Raises `Transient` (`no_space`) or `Permanent`.
+
+        0: a partial blob was opened, whose file may have blocks already; they are counted as its own from now on. Any
+        thread of the download calls it."""
 
 
 class DownloadWorkers(AttemptResources, OriginWorkers, Protocol):
@@ -90,13 +93,9 @@ class Download:
         self._space = space
         self.priority = priority
         self.result: Future[Verified] = Future()
-        self.bytes_done = 0  # written so far, including resumed ones
-        self._peer_bytes = 0
-        self._arriving: dict[int, _Arriving] = {}  # by thread
-        self.not_before = 0.0  # monotonic seconds
-        self._paused_until = 0.0  # of the origin; the same, where there is no other place
+        self.progress = DownloadProgress()
+        self.not_before = 0.0  # monotonic seconds: no place can be asked before
         self.last_error: HoldfastError | None = None
-        self.received_at: float | None = None  # when the last bytes came, in monotonic seconds
         self.placed: Verified | None = None  # as in `Attempt`, once there is a result
         self.left_bytes: int | None = None  # as in `Attempt`; None if no attempt opened the partial blob
         self._workers = workers
@@ -104,7 +103,7 @@ class Download:
         self._lock = threading.Lock()
         self._attempt: AnyAttempt | None = None
         self._stream = not spec.is_bound
-        self._failures = self._bad_responses = self._wrong_digests = 0
+        self._failures = BlobFailures()
         self._started: float | None = None
         self._cancelled = False
         self._settled = False
@@ -122,14 +121,8 @@ class Download:
 
     @property
     def bytes_from_peers(self) -> int:
-        """Of `bytes_done`, those that other nodes sent."""
-        return self.bytes_done if self.spec.kind == _PEER else self._peer_bytes
-
-    def count_received(self) -> int:
-        """Return `bytes_done` and what has come of the buffers and pieces that are being received: on a slow link one
-        buffer takes many seconds."""
-        with self._lock:
-            return self.bytes_done + sum(each.count() for each in self._arriving.values())
+        """Of the written bytes, those that other nodes sent."""
+        return self.progress.written if self.spec.kind == _PEER else self.progress.from_peers
 
     def has_work(self) -> bool:
         """Return whether another worker could help now."""
@@ -194,8 +187,7 @@ class Download:
             if interrupted.error is not None:  # before `leave`, which commits an attempt that has all its bytes
                 self._retry_or_fail(attempt, interrupted.error)
         finally:
-            with self._lock:
-                self._arriving.pop(threading.get_ident(), None)
+            self.progress.end_watch()
             attempt.end_segment(rest)
 
     def crash(self, cause: BaseException) -> None:
@@ -236,7 +228,7 @@ class Download:
                 attempt = Attempt(self.spec, self._workers, stream=self._stream, keeps_chain=keeps_chain)
                 self._space.grow(0)  # the file has its blocks, and the first byte may be long in coming
             self._attempt = attempt
-            self.bytes_done = attempt.resumed_bytes
+            self.progress.begin(attempt.resumed_bytes)
         # Not within the lock: the callback of an attempt that has ended runs at once.
         attempt.outcome.add_done_callback(self._attempt_ended)
         self._workers.changed(self)  # it has segments for other workers now
@@ -275,9 +267,7 @@ class Download:
             self._supply.failed(assignment, None)
             return assignment.segment
         attempt.accept_piece(assignment.segment, piece.step if piece.extent is None else None)
-        self._progressed(assignment.segment.size, streaming=False)
-        with self._lock:
-            self._peer_bytes += assignment.segment.size
+        self._count_written(assignment.segment.size, streaming=False, from_peer=True)
         seconds = time.monotonic() - began
         self._supply.received(assignment, Receipt(piece.sha256, seconds, body.load, body.pieces))
         attempt.record_soon(SEGMENT_BYTES)
@@ -293,7 +283,7 @@ class Download:
         with self._workers.peer_client.get(piece.target, extent.start, extent.size, attempt.cancellation) as body:
             if (body.start, body.length) != (extent.start, extent.size):
                 raise Transient("bad_response", f"{self.spec.name}: not the range that was asked for", "")
-            self._count_arriving(body, segment.size)
+            self.progress.watch(body, segment.size)
             while offset < extent.end:
                 stop = min(each for each in (segment.start, segment.end, extent.end) if each > offset)
                 with self._workers.buffers.lent() as buffer:
@@ -349,7 +339,7 @@ class Download:
                     attempt.become_stream(segment)
                     at.streaming = True
                 end = self._origin.find_end(segment, body, streaming=at.streaming)
-                self._count_arriving(body, self._workers.buffers.size)
+                self.progress.watch(body, self._workers.buffers.size)
                 while (end is None or at.offset < end) and self._receive_buffer(attempt, body, at, end):
                     if not at.streaming and at.offset < (end or 0) and self._workers.outranked(self):
                         return Segment(at.offset, end)
@@ -392,7 +382,7 @@ class Download:
                     at.digest.update(buffer[:length])
                 attempt.accept(buffer, length, at.offset, received_s)
                 at.offset += length
-                self._progressed(length, at.streaming)
+                self._count_written(length, streaming=at.streaming, from_peer=False)
                 attempt.record_soon(len(buffer))
             else:
                 self._workers.buffers.give(buffer)
@@ -413,34 +403,23 @@ class Download:
 
     # --- outcomes --------------------------------------------------------------------------------------------------
 
-    def _count_arriving(self, body: AnyBody, most: int) -> None:
-        """Count what this thread receives of `body` from now on, at most `most` bytes, until they are done or lost."""
-        with self._lock:
-            self._arriving[threading.get_ident()] = _Arriving(body, body.received, most)
-
-    def _progressed(self, size: int, streaming: bool) -> None:
-        with self._lock:
-            self._arriving[threading.get_ident()].settle()
-            self.bytes_done += size
-            self.received_at = time.monotonic()
-            if not streaming:  # a broken stream starts over: that is no progress
-                self._failures = self._bad_responses = 0
+    def _count_written(self, size: int, *, streaming: bool, from_peer: bool) -> None:
+        self.progress.add(size, from_peer=from_peer)
+        if not streaming:  # a broken stream starts over: that is no progress
+            with self._lock:
+                self._failures.record_progress()
 
     def _retry_or_fail(self, attempt: AnyAttempt, error: HoldfastError) -> None:
         self._workers.metrics.fetch_failed(self.spec.kind, error.code)
         with self._lock:
             self.last_error = error
-            now = time.monotonic()
-            if now >= self._paused_until:  # simultaneous failures of many connections count once
-                self._failures += 1
-                self._bad_responses += error.code == "bad_response"
-                if self._failures > 1:
+            failures, jitter = self._failures, random.uniform(0.5, 1.0)  # noqa: S311 - jitter
+            if failures.record(error, time.monotonic(), jitter):
+                if failures.in_a_row > 1:
                     self._origin.drop_address()  # another address may lead to a healthy server
-                jitter = random.uniform(0.5, 1.0)  # noqa: S311 - jitter
-                self._paused_until = now + blob_pause_s(error, self._failures, jitter)
-                if not self._supply.pause_origin(self._paused_until):
-                    self.not_before = self._paused_until
-            given_up = self._bad_responses >= MAX_BAD_RESPONSES
+                if not self._supply.pause_origin(failures.paused_until):
+                    self.not_before = failures.paused_until
+            given_up = failures.is_hopeless
         if given_up:
             error = hopeless(error)
         if error.permanent or error.code in _ENDS_DOWNLOAD:
@@ -468,14 +447,15 @@ class Download:
         self._supply.lose()  # before another attempt may write in their place
         with self._lock:
             self._attempt = None
-            self.bytes_done = self._peer_bytes = 0
+            self.progress.begin(0)
             again = False
             if isinstance(error, NoRanges):
                 self._stream = again = True
             elif isinstance(error, HoldfastError) and error.code == "digest_mismatch":
-                self._wrong_digests += not (from_peers or from_proxy)  # else it says nothing of the source
+                if not (from_peers or from_proxy):  # else it says nothing of the source
+                    self._failures.record_wrong_digest()
                 self._origin.drop_address()
-                again = self._wrong_digests < MAX_WRONG_DIGESTS
+                again = self._failures.may_start_over
         if from_proxy and isinstance(error, DigestMismatch) and self.spec.sha256 is not None:
             self._workers.metrics.verify_failed(_PROXY)
             self._workers.client.distrust(self.spec.sha256, self.spec.name)
@@ -518,23 +498,6 @@ class _Position:
     offset: int
     streaming: bool
     digest: Hasher | None = None
-
-
-@dataclass(slots=True)
-class _Arriving:
-    """Bytes that are being received and not yet written: those of `body` after the first `before`, at most `most`."""
-
-    body: AnyBody
-    before: int
-    most: int
-
-    def settle(self) -> None:
-        """Count no more what has come until now."""
-        self.before = self.body.received
-
-    def count(self) -> int:
-        # A body that turns out to be a page has received nothing.
-        return max(0, min(self.body.received - self.before, self.most))
 
 
 class _DiskFailed(Exception):

@@ -47,15 +47,16 @@ def record_downloads(trace: FetchTrace, ref: ModelRef, downloads: Sequence[Downl
     if not started:
         return
     now = time.monotonic()
-    received = max((each.received_at or now for each in started), default=now)
+    received = max((each.progress.received_at or now for each in started), default=now)
     for origin in sorted({each.spec.origin for each in started}):
         own = [each for each in started if each.spec.origin == origin]
         attributes: Attributes = {
             "holdfast.source": origin,
             "holdfast.blobs": len(own),
-            "holdfast.bytes": sum(each.bytes_done for each in own),
+            "holdfast.bytes": sum(each.progress.written for each in own),
         }
-        began, ended = min(each.started_at or now for each in own), max(each.received_at or now for each in own)
+        began = min(each.started_at or now for each in own)
+        ended = max(each.progress.received_at or now for each in own)
         trace.record(ref, Interval("fetch", began, max(began, ended), attributes, failure))
     if failure is None:
         trace.record(ref, Interval("verify", received, now, {"holdfast.blobs": len(started)}))

@@ -179,7 +179,9 @@ class VersionFetches:
         """Return the files that a running fetch of `ref` receives or has received, in the listing's order; empty
         without one."""
         return [
-            FileProgress(each.spec.name, each.spec.key.size, each.download.count_received(), each.result.done())
+            FileProgress(
+                each.spec.name, each.spec.key.size, each.download.progress.count_received(), each.result.done()
+            )
             for each in self._running.get(ref, ())
         ]
 
@@ -484,7 +486,7 @@ class VersionFetches:
                     raise Transient("interrupted", f"{ref}: a download that it had joined was cancelled", "") from error
                 if error is not None:
                     raise _error_for(ref, error, [each for each in awaited if each.result is result])
-            now, moved = time.monotonic(), sum(download.count_received() for download in downloads)
+            now, moved = time.monotonic(), sum(download.progress.count_received() for download in downloads)
             if before is not None and now > before[0]:
                 newest = max(0.0, (moved - before[1]) / (now - before[0]))
                 rate = newest if rate is None else _NEWEST * newest + (1 - _NEWEST) * rate

@@ -116,11 +116,11 @@ def test_bytes_are_counted_as_they_come(tmp_path: Path, origin: HostileOrigin) -
     origin.script("/f", ResetAfter(MIB + 7), Pause(5, let_go))
     with open_engine(tmp_path / "root", 1) as engine:
         download = engine.launch(spec_of(data), http(origin.url("/f")))
-        eventually(lambda: download.count_received() == MIB + 5)
-        assert download.bytes_done == MIB
+        eventually(lambda: download.progress.count_received() == MIB + 5)
+        assert download.progress.written == MIB
         let_go.set()
         download.result.result(DEADLINE_S)
-        eventually(lambda: download.count_received() == len(data))
+        eventually(lambda: download.progress.count_received() == len(data))
 
 
 def test_three_bad_responses_are_permanent(tmp_path: Path, origin: HostileOrigin) -> None:

@@ -53,7 +53,7 @@ def _stop_midway(root: Path, url: str, spec: BlobSpec, at: int, connections: int
         paused = Paused(at)
         download = engine.launch(spec, http(url), space=paused)
         assert paused.reached.wait(DEADLINE_S)
-        eventually(lambda: download.bytes_done >= 40 * MIB)
+        eventually(lambda: download.progress.written >= 40 * MIB)
         download.cancel()
         paused.let_go.set()
         engine.workers.stop()
@@ -98,7 +98,7 @@ def test_a_stopped_fetch_goes_on(
         download = engine.launch(spec, http(url))
         check_committed(engine.layout, data, download.result.result(DEADLINE_S))
         assert engine.counts.received_bytes == len(data) - sum(end - start for start, end in recorded)
-        assert download.bytes_done == len(data)
+        assert download.progress.written == len(data)
         for first, last in ranges_of(origin.requests):
             assert last is not None
             assert not any(start < last + 1 and first < end for start, end in recorded)
