@@ -49,15 +49,15 @@ def parse_files(
     """Return the listed files with paths relative to `folder`, which is empty or ends in `/`. Raises `Transient`
     (`bad_response`), here or in between, for an entry without a path, or with one outside the folder."""
     if folder:
-        return _parse_each(request, commit, folder, entries, names)
+        return _parse_one_by_one(request, commit, folder, entries, names)
     listed = list(entries)
-    files = _parse_all(commit, listed, names)
-    return _parse_each(request, commit, folder, listed, names) if files is None else iter(files)
+    files = _parse_if_faultless(commit, listed, names)
+    return _parse_one_by_one(request, commit, folder, listed, names) if files is None else iter(files)
 
 
-def _parse_all(commit: str, listed: Sequence[Any], names: Names) -> list[RemoteFile] | None:
-    """Return the files where nothing is to be said of any, None otherwise: ids and sizes are checked all at once, which
-    halves the time of a thousand files."""
+def _parse_if_faultless(commit: str, listed: Sequence[Any], names: Names) -> list[RemoteFile] | None:
+    """Return the files, None where one has a fault or is no part of the model: ids and sizes are checked all at once,
+    which halves the time of a thousand files."""
     name_of_path, name_of_oid, name_of_sha256 = names
     prefix, files, oids, sha256s, sizes = f"{commit}:", list[RemoteFile](), list[str](), list[str](), list[int]()
     try:
@@ -88,9 +88,10 @@ def _are_sizes(sizes: Sequence[int]) -> bool:
     return set(map(type, sizes)) <= {int} and (not sizes or (is_size(min(sizes)) and is_size(max(sizes))))
 
 
-def _parse_each(
+def _parse_one_by_one(
     request: HubRequest, commit: str, folder: str, entries: Iterable[Any], names: Names
 ) -> Iterator[RemoteFile]:
+    """Yield the files, each checked by itself: what is wrong with one is its problem."""
     name_of_path, name_of_oid, name_of_sha256 = names
     for entry in entries:
         path = entry.get(name_of_path) if isinstance(entry, dict) else None
