@@ -20,35 +20,27 @@ from cached.contract.errors import HoldfastError, Transient
 from cached.contract.reference import ModelRef
 from cached.contract.status import State
 from cached.core import planner
-from cached.core.catalog import EMPTY_CATALOG, Catalog
-from cached.core.demand import (
-    Demand,
-    PodWant,
-    Priority,
-    PullWant,
-    Want,
-    find_forbidden,
-)
+from cached.core.catalog import Catalog
+from cached.core.demand import Demand, PodWant, Priority, PullWant, Want
 from cached.core.eviction import InventoryEntry, by_age, count_excess
 from cached.core.planner import Evict, Preempt, Situation, SpaceStep, StartFetch, VersionStep
 from cached.core.space import NoInodes, NoSpace, Shortage
 from cached.core.versions import messages
 from cached.core.versions.messages import Event, Step
 from cached.core.versions.record import Blocked, Pull
+from cached.daemon.eviction_guard import EvictionGuard
 from cached.daemon.metrics import DaemonMetrics
 from cached.daemon.node_state import NodeState
 from cached.daemon.version_statuses import VersionStatuses
 from cached.fetch.downloads import Downloads
 from cached.fetch.resolving.comparison import SourceComparison
 from cached.fetch.version import Published
-from cached.node.inventory import list_entries
 from cached.node.log_once import LogOnce
 from cached.node.publisher import Publisher
 
 _log = logging.getLogger(__name__)
 _RETRY_S = 4.0  # of the fetches blocked on space
 _RETRIES_A_PLAN = 3
-_UNLISTED_PAUSE_S = 10.0  # without evictions: each tries to hold a lock while it asks, and gates wait for that
 
 T = TypeVar("T")
 
@@ -87,13 +79,11 @@ class Reconciler:
         self._demand = state.index.demand
         self._dirty: set[ModelRef] = set()  # versions with a change since their last plan
         self._all_dirty = True
-        self._filled_at: tuple[Sequence[PodWant] | None, int, frozenset[str]] | None = (
-            None  # the pods and the inventory at the last look
-        )
+        # The pods, the inventory and the mounts at the last look.
+        self._filled_at: tuple[Sequence[PodWant] | None, int, frozenset[str]] | None = None
         self._work = asyncio.Event()
         self.has_planned = asyncio.Event()  # with a catalog, at least once
-        self._evictions_resume_at = -inf
-        self.unlisted_pods: Transient | None = None  # why the last eviction could not ask for the pods
+        self._guard = EvictionGuard(state, low_watermark, self.refresh)
         self._sweep_is_due = True  # there may be unused blobs: at first, those of an earlier daemon
         self._log_once = LogOnce(_log)
         self._has_failed = False  # the last plan: the disk failed
@@ -231,6 +221,11 @@ class Reconciler:
         fitting = [ref for ref, blocked in self._versions.blocked if self._fits(ref, blocked)]
         self._carry_out(self._versions.end_pauses(fitting, self._clock()))
 
+    @property
+    def unlisted_pods(self) -> Transient | None:
+        """Why the last eviction could not ask for the pods; None where it could."""
+        return self._guard.unlisted_pods
+
     def list_evictable(self) -> list[InventoryEntry]:
         """Return the versions without a want, a lease or a pin, least recently used first."""
         self.refresh()
@@ -240,7 +235,7 @@ class Reconciler:
 
     async def evict(self, ref: ModelRef, digest: Digest, reason: str) -> int | None:
         """Evict one version unless it is in use; return the freed bytes, None if it stays."""
-        freed = await self._publisher.evict(ref, digest, partial(self._is_wanted_now, ref, digest, reason))
+        freed = await self._publisher.evict(ref, digest, partial(self._guard.is_wanted_now, ref, digest, reason))
         self._dirty.add(ref)
         if freed is not None:
             self._metrics.count_eviction(reason)
@@ -328,9 +323,9 @@ class Reconciler:
         now = self._clock()
         self._carry_out([*self._versions.record_space_plan(hopeless, now), *self._versions.admit(now)])
         for step in steps:  # last: evictions take time, and the plan may be outdated after each
-            if self._clock() < self._evictions_resume_at:
+            if self._guard.is_paused():
                 return  # a later plan repeats the steps
-            if isinstance(step, Evict) and not self._must_stay(step.ref, step.digest, step.reason):
+            if isinstance(step, Evict) and not self._guard.must_stay(step.ref, step.digest, step.reason):
                 await self.evict(step.ref, step.digest, step.reason)
 
     def _has_unlisted(self) -> bool:
@@ -529,47 +524,6 @@ class Reconciler:
         if isinstance(blocked.error, NoSpace):
             self._handle(ref, messages.NeedFound(self._fetches.compute_space(ref).total() + shortage.bytes))
         return shortage
-
-    # --- the inventory ---------------------------------------------------------------------------------------------
-
-    def _must_stay(self, ref: ModelRef, digest: Digest, reason: str) -> bool:
-        """Return whether a version need not or must not be evicted now."""
-        self.refresh()
-        blocked = self._versions.blocked
-        if reason == "space" and not blocked:
-            return True
-        if reason == "watermark" and count_excess(self._ledger.compute_use(), self._low, self._low) == 0:
-            return True
-        for_pod = reason == "space" and blocked[0][1].fetch.want.priority is Priority.WAITING
-        found = list_entries(self._inventory, [ref], self._cluster, self._state.catalog)
-        if not found or found[0].digest != digest:
-            return True
-        entry = planner.mark_protected(found[0], self._demand, {each for each, _ in blocked})
-        return not (entry.evictable or (for_pod and entry.evictable_for_pod))
-
-    async def _is_wanted_now(self, ref: ModelRef, digest: Digest, reason: str) -> bool:
-        """Return whether a version need not or must not be evicted, also by the pods that the watch has not seen: the
-        gate of one may have opened and ended, and its lease not be taken yet. Raises `HoldfastError` where the API
-        server does not say; then nothing is evicted for a while."""
-        try:
-            pods = await self._cluster.list_pods_now()
-        except HoldfastError as error:
-            self.unlisted_pods = Transient(
-                "pods_unknown",
-                f"nothing is evicted while the pods of this node are unknown: {error.message}",
-                error.remedy or "check that the API server answers",
-            )
-            self._evictions_resume_at = self._clock() + _UNLISTED_PAUSE_S
-            raise self.unlisted_pods from error
-        self.unlisted_pods = None
-        if self._must_stay(ref, digest, reason):
-            return True
-        known, catalog = {pod.uid for pod in self._cluster.users()}, self._state.catalog or EMPTY_CATALOG
-        return any(
-            pod.ref == ref and pod.pin in (None, digest) and find_forbidden(catalog, ref, pod.namespace) is None
-            for pod in pods
-            if pod.uid not in known
-        )
 
 
 def _make_pull(ref: ModelRef, pin: Digest | None, *, refresh: bool) -> Pull:
