@@ -1,4 +1,4 @@
-"""The gate beside a pod's containers, and the injector that adds it.
+"""The gate beside a pod's containers, its postStart hook, and the injector that adds them.
 
-Law: `gate` and `injector` know the contract of the daemon and not each other.
+Law: `gate`, `poststart` and `injector` know the contract of the daemon and not each other.
 """
