@@ -70,9 +70,9 @@ class DaemonProcess:
             self.launch_into(log, *more)
 
     def listen(self, *more: str) -> None:
-        """Start, and wait until the doors are open."""
+        """Start, and wait until the listeners are open."""
         self.launch(*more)
-        self.wait(lambda: _LISTENING in self.log(), "the daemon's doors")
+        self.wait(lambda: _LISTENING in self.log(), "the daemon's listeners")
         self._port = int(self.log().partition(_LISTENING)[2].split()[0])
 
     def start(self, *more: str) -> None:
@@ -109,7 +109,7 @@ class DaemonProcess:
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port of its TCP door."""
+        """Host and port of its TCP listener."""
         return "127.0.0.1", self._port
 
     @property

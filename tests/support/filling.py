@@ -1,4 +1,4 @@
-"""Fill a store with blobs and snapshots through its own doors."""
+"""Fill a store with blobs and snapshots through its public functions."""
 
 from __future__ import annotations
 

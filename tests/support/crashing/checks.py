@@ -1,6 +1,6 @@
 """What must hold of a root, looked at from outside: `visible` while nothing runs, `settled` when all is done.
 
-Law: reads files and asks the daemon's doors; knows the layout from the contract, and nothing of how the store works.
+Law: reads files and asks the daemon's listeners; knows the layout from the contract, not how the store works.
 """
 
 from __future__ import annotations

@@ -131,7 +131,7 @@ def test_labels_are_bounded(running: DaemonProcess) -> None:
 
 
 def test_the_status_document_is_as_the_design_says(running: DaemonProcess) -> None:
-    """GET /v1/status has daemon, disk and models with their keys, on both doors alike."""
+    """GET /v1/status has daemon, disk and models with their keys, on both listeners alike."""
     document = running.document()
     assert document.keys() == {"daemon", "disk", "models"}
     assert document["disk"].keys() == {"capacity", "used", "reserved", "free", "error"}

@@ -60,7 +60,7 @@ def test_pulls_of_one_version_are_one_download(daemon: DaemonProcess, origin: Ho
     assert counted == {"miss": 1, "joined": 7, "hit": 1}
 
 
-def test_a_flight_outlives_the_version_that_began_it(daemon: DaemonProcess, origin: HostileOrigin) -> None:
+def test_a_download_outlives_the_version_that_began_it(daemon: DaemonProcess, origin: HostileOrigin) -> None:
     """A shard that two versions wait for arrives for the second, though the first, which began it, is called off."""
     let_go = threading.Event()
     for name, files in {"a": {"shard.bin": SHARD}, "b": {"shard.bin": SHARD, "own.bin": b"b"}}.items():

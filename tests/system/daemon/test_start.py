@@ -1,4 +1,4 @@
-"""Starting: the tree, the doors, what is refused before anything begins."""
+"""Starting: the tree, the listeners, what is refused before anything begins."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A file system that does not answer: the doors do, with the reason; others go on; and the daemon can be ended."""
+"""A file system that does not answer: the listeners do, with the reason; others go on; and the daemon can be ended."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.faulty import FaultyFolder, mounted_faulty
 
 V1, OTHER = ModelRef("m", "v1"), ModelRef("other", "v1")
 BYTES = random.Random(61).randbytes(30_000_000)
-SOON_S = 60.0  # a door that is asked answers: the disk does not, for longer
+SOON_S = 60.0  # a listener that is asked answers: the disk does not, for longer
 
 
 pytestmark = pytest.mark.long
@@ -78,9 +78,9 @@ def _check_doors(daemon: DaemonProcess) -> None:
 
 
 def test_a_root_that_hangs_is_told_and_left(mount: tuple[FaultyFolder, Path], tmp_path: Path) -> None:
-    """While the root's file system does not answer, in the middle of a fetch, every door does: /readyz and the status
-    say that the disk does not answer, commands are refused with it, and SIGTERM ends the daemon with 0. The next start
-    goes on."""
+    """While the root's file system does not answer, in the middle of a fetch, every listener does: /readyz and the
+    status say that the disk does not answer, commands are refused with it, and SIGTERM ends the daemon with 0. The next
+    start goes on."""
     server, _ = mount
     publish_files(tmp_path / "source", {"a.bin": BYTES})
     with daemon_process(tmp_path / "daemon", "--max-bandwidth", "4MiB/s") as daemon:
@@ -196,7 +196,7 @@ def test_a_root_that_hung_for_a_while_goes_on(mount: tuple[FaultyFolder, Path], 
 
 
 def test_a_start_on_a_root_that_hangs_can_be_ended(mount: tuple[FaultyFolder, Path], tmp_path: Path) -> None:
-    """A daemon that is started on such a root waits for it, without doors, and SIGTERM ends it with 0."""
+    """A daemon that is started on such a root waits for it, without listeners, and SIGTERM ends it with 0."""
     server, _ = mount
     with daemon_process(tmp_path / "daemon") as daemon:
         daemon.write_catalog({})
@@ -229,7 +229,7 @@ def test_a_source_that_hangs_stops_nobody_else(mount: tuple[FaultyFolder, Path],
 
 def test_the_event_loop_touches_no_file_of_the_root(tmp_path: Path) -> None:
     """Through fetches, failures, commands, deletions by hand, rot, evictions and an end, no file-system call to the
-    root is made by the thread that answers at the doors."""
+    root is made by the thread that answers at the listeners."""
     log, since = tmp_path / "calls", tmp_path / "since"
     watch = {
         "PYTHONPATH": f"{REPOSITORY / 'tests' / 'support' / 'rootwatch'}:{REPOSITORY}",

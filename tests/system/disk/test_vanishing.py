@@ -32,7 +32,7 @@ def _is_gone(daemon: DaemonProcess) -> bool:
 
 
 def _check_gone(daemon: DaemonProcess) -> None:
-    """The daemon lives, says what is wrong on every door, and takes nothing up."""
+    """The daemon lives, says what is wrong on every listener, and takes nothing up."""
     daemon.wait(lambda: _is_gone(daemon), "root_gone")
     assert daemon.get("/healthz")[0] == 200
     daemon.wait(lambda: daemon.get("/readyz")[0] == 503, "503 from /readyz")

@@ -239,7 +239,7 @@ class Bytes:
             self.downloads.append(download)
             self.begun += 1
 
-    def changed(self, *_flights: Download) -> None:
+    def changed(self, *_downloads: Download) -> None:
         """A download ended: what is called off before its first record leaves nothing on the disk."""
         for download in [each for each in self.downloads if each.result.done()]:
             self.downloads.remove(download)

@@ -70,25 +70,25 @@ def test_what_a_resumed_fetch_lacks_is_freed(node: Node) -> None:
     node.origin.contents[f"{ORIGIN}a/v2"] = (other,)
     node.use_catalog(f"models: {{a: {{versions: {{v1: {{source: '{ORIGIN}a/v1'}}, v2: {{source: '{ORIGIN}a/v2'}}}}}}}}")
 
-    def flight_of(blob: Blob) -> Download:
+    def download_of(blob: Blob) -> Download:
         while not node.bytes.downloads:
             node.do_job(0)
         return next(download for download in node.bytes.downloads if download.spec.name == blob.name)
 
     node.reconciler.pull(REF, None, refresh=False)
     node.turn()
-    node.bytes.give(flight_of(CONTENT[0]), CONTENT[0].size)
-    node.bytes.fail(flight_of(rest), unreachable())
+    node.bytes.give(download_of(CONTENT[0]), CONTENT[0].size)
+    node.bytes.fail(download_of(rest), unreachable())
     node.turn()
     node.reconciler.pull(ModelRef("a", "v2"), None, refresh=False)
     node.turn()
-    node.bytes.finish(flight_of(other), other)
+    node.bytes.finish(download_of(other), other)
     _work_off(node)
     assert ModelRef("a", "v2") in node.inventory.models
     node.reconciler.pull(REF, None, refresh=False)
     node.turn()
     for blob in (*CONTENT, rest):
-        node.bytes.finish(flight_of(blob), blob)
+        node.bytes.finish(download_of(blob), blob)
         node.turn()
     _work_off(node)
     assert list(node.inventory.models) == [REF]

@@ -183,14 +183,14 @@ class Lives(RuleBasedStateMachine):
 
     @precondition(lambda self: self.node.bytes.downloads)
     @rule(index=st.integers(0, 5))
-    def a_flight_lands(self, index: int) -> None:
+    def a_download_ends(self, index: int) -> None:
         download = self.node.bytes.downloads[index % len(self.node.bytes.downloads)]
         self.node.bytes.finish(download, _blob(download.spec.name))
         self.node.turn()
 
     @precondition(lambda self: self.node.bytes.downloads)
     @rule(index=st.integers(0, 5), for_good=st.booleans())
-    def a_flight_fails(self, index: int, for_good: bool) -> None:
+    def a_download_fails(self, index: int, for_good: bool) -> None:
         download = self.node.bytes.downloads[index % len(self.node.bytes.downloads)]
         self.node.bytes.fail(download, refused() if for_good else unreachable())
         self.node.turn()
@@ -228,7 +228,7 @@ class Lives(RuleBasedStateMachine):
 
     @precondition(lambda self: any(self.node.layout.quarantine.iterdir()))
     @rule(data=st.data(), size=st.integers(0, 3))
-    def somebody_changes_the_quarantine(self, data: st.DataObject, size: int) -> None:
+    def a_person_changes_the_quarantine(self, data: st.DataObject, size: int) -> None:
         """By hand: the account does not know until the next recount."""
         path = data.draw(st.sampled_from(sorted(self.node.layout.quarantine.iterdir())))
         if size:
@@ -377,7 +377,7 @@ class Lives(RuleBasedStateMachine):
             if self.node.jobs.waiting:
                 self.node.do_job(0)
             elif self.node.bytes.downloads:
-                self.a_flight_lands(0)
+                self.a_download_ends(0)
             else:
                 break
         self.what_is_leased_is_there()

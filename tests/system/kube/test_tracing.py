@@ -108,9 +108,9 @@ def test_a_sampler_decides_for_whole_traces(tmp_path: Path, collector: Receiver)
 
 def test_without_a_receiver_all_else_works(tmp_path: Path) -> None:
     """Where nothing takes the spans, pods get their weights, and the daemon ends within its patience."""
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))  # it does not listen
-        port = nobody.getsockname()[1]
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))  # it does not listen
+        port = silent.getsockname()[1]
     variables = [f"OTEL_EXPORTER_OTLP_ENDPOINT=http://127.0.0.1:{port}", "OTEL_BSP_SCHEDULE_DELAY=100"]
     with joined(tmp_path, "--tracing", "otlp", under=("env", *variables)) as node:
         node.catalog(a=node.entry("a"))

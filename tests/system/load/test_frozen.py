@@ -56,7 +56,7 @@ def test_a_command_to_a_frozen_daemon_ends_and_is_not_carried_out_later(held: Da
     assert done.returncode == 1
     assert "did not answer" in done.stderr
     assert "Traceback" not in done.stderr
-    held.control.status()  # through the same door: what came before was looked at by now
+    held.control.status()  # through the same listener: what came before was looked at by now
     assert held.state(ModelRef("acme/tiny", "v2")) is None
     assert not held.layout.pins.exists()
     assert "evicted" not in held.log()

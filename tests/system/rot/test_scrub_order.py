@@ -146,6 +146,6 @@ def test_what_cannot_seal_says_so(daemon: DaemonProcess, wish: str) -> None:
         assert daemon.code() == 1
         assert "--fs-verity require, and" in daemon.log()
     else:
-        daemon.wait(lambda: "listening on" in daemon.log(), "its doors")
+        daemon.wait(lambda: "listening on" in daemon.log(), "its listeners")
         assert daemon.log().count("fs-verity") == 1
         assert "to have it: " in daemon.log()

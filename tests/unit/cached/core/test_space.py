@@ -362,7 +362,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.ledger.count_blob(_sha(sha256), 0)
 
     @rule(data=st.data())
-    def somebody_deletes(self, data: st.DataObject) -> None:
+    def people_delete(self, data: st.DataObject) -> None:
         sha256 = data.draw(st.sampled_from(sorted(self.blobs)))
         self.blobs[sha256] = data.draw(st.integers(0, self.blobs[sha256]))
         self._settle_disk()

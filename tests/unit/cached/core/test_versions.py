@@ -236,7 +236,7 @@ class Lives(RuleBasedStateMachine):
         self.seen = 0
 
     @rule(ref=refs, pin=st.sampled_from(["none", "none", "right", "wrong"]), refresh=st.booleans())
-    def somebody_pulls(self, ref: ModelRef, pin: str, refresh: bool) -> None:
+    def a_person_pulls(self, ref: ModelRef, pin: str, refresh: bool) -> None:
         pull = self.node.pull(ref, _pin(ref, pin), refresh=refresh)
         self.asked[pull.id] = pull
 

@@ -222,7 +222,7 @@ def test_a_joined_request_that_breaks(tmp_path: Path, origin: HostileOrigin, mon
     assert ranges_of(origin.requests)[1] == (_SEGMENT, 3 * _SEGMENT - 1)
 
 
-def test_a_sync_that_fails_ends_the_flight(
+def test_a_sync_that_fails_ends_the_download(
     tmp_path: Path, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the disk cannot make bytes durable the download ends with that, and those bytes count for nothing later."""

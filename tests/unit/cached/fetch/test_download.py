@@ -226,7 +226,7 @@ def test_a_weaker_sum_is_checked_as_a_digest_is(tmp_path: Path, origin: HostileO
         assert [path for path in private_files(engine.layout) if path.startswith("ingest/")] == []
 
 
-def test_an_object_that_changed_ends_the_flight(tmp_path: Path, origin: HostileOrigin) -> None:
+def test_an_object_that_changed_ends_the_download(tmp_path: Path, origin: HostileOrigin) -> None:
     """Another object under the same name ends the download for a new listing; none of the old one's bytes are kept."""
     data = noise()
     origin.put("/f", data, etag='"v1"')
@@ -364,7 +364,7 @@ def test_a_locator_that_fails_is_tried_again(tmp_path: Path, origin: HostileOrig
         assert _codes(engine.launch(spec_of(b"x", name="x"), never)) == ("gated", True)
 
 
-def test_cancel_wakes_a_flight_that_waits(tmp_path: Path, origin: HostileOrigin) -> None:
+def test_cancel_wakes_a_download_that_waits(tmp_path: Path, origin: HostileOrigin) -> None:
     """Cancelled while it stalls, backs off, or has not begun: a download ends at once, and gives everything back."""
     data, hold = noise()[:MIB], Hold()
     for path in ("/held", "/later", "/queued"):
@@ -436,7 +436,7 @@ def test_an_attempt_that_is_over_before_anybody_looks(
 
 
 @pytest.mark.parametrize("size", [5000, 5 * MIB])
-def test_a_flight_that_ended_is_no_garbage_in_cycles(tmp_path: Path, origin: HostileOrigin, size: int) -> None:
+def test_a_download_that_ended_is_no_garbage_in_cycles(tmp_path: Path, origin: HostileOrigin, size: int) -> None:
     """A download goes with its last reference: thousands of them never wait for a look through all that there is."""
     data = noise()[:size]
     url = origin.put("/f", data, etag='"v1"')

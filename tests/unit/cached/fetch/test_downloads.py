@@ -32,7 +32,7 @@ _CAPACITY = 200 * MIB
 
 
 class Table:
-    """Flights over an engine, with a ledger over a disk of 200 MiB that holds this root alone."""
+    """Downloads over an engine, with a ledger over a disk of 200 MiB that holds this root alone."""
 
     def __init__(self, engine: Engine, quota: int | None = None, disk: Callable[[], DiskSpace] | None = None) -> None:
         self.engine = engine
@@ -79,7 +79,7 @@ async def _ended(result: asyncio.Future[Verified]) -> BaseException | None:
     return result.exception()
 
 
-async def test_several_wait_for_one_flight(tmp_path: Path, origin: HostileOrigin) -> None:
+async def test_several_wait_for_one_download(tmp_path: Path, origin: HostileOrigin) -> None:
     """Two that want one blob get the same download and the same result; it is fetched and reserved once."""
     data, hold = noise()[: 5 * MIB], Hold()
     url = origin.put("/f", data, etag='"v1"')

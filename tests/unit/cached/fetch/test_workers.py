@@ -307,7 +307,7 @@ def test_stop_waits_until_all_is_recorded(tmp_path: Path, origin: HostileOrigin)
         assert isinstance(queued.result.exception(0), Cancelled)
 
 
-def test_an_unforeseen_error_ends_its_flight_alone(tmp_path: Path, origin: HostileOrigin) -> None:
+def test_an_unforeseen_error_ends_its_download_alone(tmp_path: Path, origin: HostileOrigin) -> None:
     """A bug in one download is that download's permanent error; the connections go on with the others."""
 
     def broken() -> None:

@@ -1,4 +1,4 @@
-"""The door into blocking code: a step that was begun is seen to its end."""
+"""The way into blocking code: a step that was begun is seen to its end."""
 
 from __future__ import annotations
 

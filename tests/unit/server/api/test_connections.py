@@ -27,7 +27,7 @@ Stream = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @dataclass
-class Door:
+class OpenListener:
     """An open listener in front of an application that waits, reads, or writes much."""
 
     url: str
@@ -60,7 +60,7 @@ class Door:
 
 
 @asynccontextmanager
-async def opened(limits: ConnectionLimits) -> AsyncIterator[Door]:
+async def opened(limits: ConnectionLimits) -> AsyncIterator[OpenListener]:
     metrics = ServerMetrics()
     readiness = ServerReadiness(metrics)
     gate = asyncio.Event()
@@ -99,12 +99,12 @@ async def opened(limits: ConnectionLimits) -> AsyncIterator[Door]:
         url = await listener.listen("127.0.0.1", 0)
         await listener.serve(application, cancel_when_gone=True)
         readiness.enter(Ready())
-        door = Door(url, listener, readiness, metrics, gate)
+        server = OpenListener(url, listener, readiness, metrics, gate)
         try:
             async with asyncio.timeout(DEADLINE_S):
-                yield door
+                yield server
         finally:
-            for writer in door.opened:
+            for writer in server.opened:
                 writer.transport.abort()
 
 
@@ -137,24 +137,24 @@ async def rest(reader: asyncio.StreamReader) -> bytes:
 
 async def test_past_the_limit_the_connection_that_was_idle_longest_goes() -> None:
     """A new client is answered however many stand open; what is in work and what was used lately stays."""
-    async with opened(replace(LIMITS, most=4)) as door:
-        working = await door.connect(b"GET /wait HTTP/1.1\r\nHost: m\r\n\r\n")
-        oldest, used = await door.connect(), await door.connect()
+    async with opened(replace(LIMITS, most=4)) as server:
+        working = await server.connect(b"GET /wait HTTP/1.1\r\nHost: m\r\n\r\n")
+        oldest, used = await server.connect(), await server.connect()
         assert await is_open(used)
-        newest = await door.connect()
+        newest = await server.connect()
         assert await rest(oldest[0]) == b""
         assert await is_open(used) and await is_open(newest)
-        assert door.closed("number") == 1
-        door.gate.set()
+        assert server.closed("number") == 1
+        server.gate.set()
         assert b" 200 " in await working[0].readline()
 
 
 async def test_requests_in_work_are_never_cut_for_a_newcomer() -> None:
     """Where every connection has a request in work, a newcomer is answered, and all the others too."""
-    async with opened(replace(LIMITS, most=3)) as door:
-        working = [await door.connect(b"GET /wait HTTP/1.1\r\nHost: m\r\n\r\n") for _ in range(6)]
-        await door.answers()
-        door.gate.set()
+    async with opened(replace(LIMITS, most=3)) as server:
+        working = [await server.connect(b"GET /wait HTTP/1.1\r\nHost: m\r\n\r\n") for _ in range(6)]
+        await server.answers()
+        server.gate.set()
         for reader, _ in working:
             assert b" 200 " in await reader.readline()
 
@@ -162,18 +162,18 @@ async def test_requests_in_work_are_never_cut_for_a_newcomer() -> None:
 @pytest.mark.parametrize("later", [False, True], ids=["first", "later"])
 async def test_half_a_head_is_ended(later: bool) -> None:
     """A head that does not end is hung up on, the first of a connection and a later one."""
-    async with opened(replace(LIMITS, head_s=0.2)) as door:
-        reader, writer = await door.connect()
+    async with opened(replace(LIMITS, head_s=0.2)) as server:
+        reader, writer = await server.connect()
         assert not later or await is_open((reader, writer))
         writer.write(b"GET /read HTTP/1.1\r\nHos")
         assert await rest(reader) == b""
-        assert door.closed("head") == 1
+        assert server.closed("head") == 1
 
 
 async def test_a_connection_is_kept_between_requests() -> None:
     """The time for a head runs from its first byte: a client may take its time between two requests."""
-    async with opened(replace(LIMITS, head_s=0.05, body_s=0.05)) as door:
-        stream = await door.connect(post("/read", 3, b"abc"))
+    async with opened(replace(LIMITS, head_s=0.05, body_s=0.05)) as server:
+        stream = await server.connect(post("/read", 3, b"abc"))
         assert b" 200 " in await stream[0].readuntil(b"\r\n\r\n") and await stream[0].readexactly(1) == b"3"
         await asyncio.sleep(0.5)
         assert await is_open(stream)
@@ -181,24 +181,24 @@ async def test_a_connection_is_kept_between_requests() -> None:
 
 async def test_half_a_body_is_answered_and_ended(caplog: pytest.LogCaptureFixture) -> None:
     """A body that stops gets 408 that says what was found; the connection ends, the log has no traceback."""
-    async with opened(replace(LIMITS, body_s=0.2)) as door:
-        reader, _ = await door.connect(post("/read", 100, b"abc"))
+    async with opened(replace(LIMITS, body_s=0.2)) as server:
+        reader, _ = await server.connect(post("/read", 100, b"abc"))
         head, _, body = (await rest(reader)).partition(b"\r\n\r\n")
         assert b" 408 " in head and b"connection: close" in head.lower()
         error: dict[str, Any] = json.loads(body)["error"]
         assert "whole body" in error["message"] and "found 3 bytes of it" in error["message"]
-        assert door.closed("body") == 1
-        await door.readiness.in_flight.wait_drained()
+        assert server.closed("body") == 1
+        await server.readiness.in_flight.wait_drained()
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_a_slow_application_is_not_the_clients_fault() -> None:
     """A body that the application leaves lying is not late."""
-    async with opened(replace(LIMITS, body_s=0.1)) as door:
-        reader, writer = await door.connect(post("/read_late", 4 << 20, b""))
+    async with opened(replace(LIMITS, body_s=0.1)) as server:
+        reader, writer = await server.connect(post("/read_late", 4 << 20, b""))
         writer.write(bytes(4 << 20))
         await asyncio.sleep(0.5)
-        door.gate.set()
+        server.gate.set()
         head = await reader.readuntil(b"\r\n\r\n")
         assert b" 200 " in head
 
@@ -206,20 +206,20 @@ async def test_a_slow_application_is_not_the_clients_fault() -> None:
 @pytest.mark.parametrize("path", ["/write", "/stream"])
 async def test_a_client_that_reads_nothing_is_cut_off(path: str) -> None:
     """Its request ends, and with it whatever the request holds; a whole answer or a stream alike."""
-    async with opened(replace(LIMITS, answer_s=0.3)) as door:
-        reader, _ = await door.connect(f"GET {path} HTTP/1.1\r\nHost: m\r\n\r\n".encode())
+    async with opened(replace(LIMITS, answer_s=0.3)) as server:
+        reader, _ = await server.connect(f"GET {path} HTTP/1.1\r\nHost: m\r\n\r\n".encode())
         await reader.readexactly(15)
-        await door.readiness.in_flight.wait_drained()
-        assert door.closed("answer") == 1
+        await server.readiness.in_flight.wait_drained()
+        assert server.closed("answer") == 1
 
 
 async def test_a_client_that_reads_steadily_has_its_answer() -> None:
     """The time for an answer bounds each part of it, not the whole."""
-    async with opened(replace(LIMITS, answer_s=0.3)) as door:
-        reader, _ = await door.connect(b"GET /write HTTP/1.1\r\nHost: m\r\n\r\n")
+    async with opened(replace(LIMITS, answer_s=0.3)) as server:
+        reader, _ = await server.connect(b"GET /write HTTP/1.1\r\nHost: m\r\n\r\n")
         await reader.readuntil(b"\r\n\r\n")
         left = MUCH
         while left:
             left -= len(await reader.read(1 << 20))
             await asyncio.sleep(0.001)
-        assert door.closed("answer") == 0
+        assert server.closed("answer") == 0

@@ -209,9 +209,9 @@ async def test_many_vectors_are_written_without_holding_others_up(monkeypatch: p
     card = Card("m", Snapshot(Path("/m"), "m", None, None), About(ModelKind.EMBEDDINGS, 1, "cpu", "float32", 1), 0)
     measured = metrics.model("m")
     served = ServedEncoder(card, ThreadedEngine(Prepared(embedded), 8, measured), measured)
-    async with Listener(Probes(readiness, metrics), LIMITS) as door:
-        url = await door.listen("127.0.0.1", 0)
-        await door.serve(routes.application(ModelRegistry.of_one(served), limits()), cancel_when_gone=True)
+    async with Listener(Probes(readiness, metrics), LIMITS) as listener:
+        url = await listener.listen("127.0.0.1", 0)
+        await listener.serve(routes.application(ModelRegistry.of_one(served), limits()), cancel_when_gone=True)
         readiness.enter(Ready())
 
         async def others() -> None:
@@ -251,9 +251,9 @@ async def test_the_fields_of_a_request_reach_the_model(tmp_path: Path) -> None:
         ({"truncate_prompt_tokens": 7}, {"processing_kwargs": {"text": {"max_length": 7}}}),
         ({"truncate_prompt_tokens": -1}, {}),
     ]
-    async with Listener(Probes(readiness, metrics), LIMITS) as door:
-        url = await door.listen("127.0.0.1", 0)
-        await door.serve(routes.application(ModelRegistry.of_one(served), limits()), cancel_when_gone=True)
+    async with Listener(Probes(readiness, metrics), LIMITS) as listener:
+        url = await listener.listen("127.0.0.1", 0)
+        await listener.serve(routes.application(ModelRegistry.of_one(served), limits()), cancel_when_gone=True)
         readiness.enter(Ready())
         async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
             for fields, library in asked:

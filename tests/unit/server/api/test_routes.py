@@ -67,7 +67,7 @@ class ScriptedModel:
 
 
 class Server:
-    """An open front door with the API behind it."""
+    """An open listener with the API behind it."""
 
     def __init__(self, model: ScriptedModel, queue: int) -> None:
         self.metrics = ServerMetrics()
@@ -87,9 +87,9 @@ async def serving(
     script: Callable[[FakeJob], None], queue: int = 8, limits: ConnectionLimits = LIMITS
 ) -> AsyncIterator[tuple[Server, aiohttp.ClientSession]]:
     server = Server(ScriptedModel(script), queue)
-    async with Listener(server.probes, limits) as door:
-        url = await door.listen("127.0.0.1", 0)
-        await door.serve(server.application, cancel_when_gone=True)
+    async with Listener(server.probes, limits) as listener:
+        url = await listener.listen("127.0.0.1", 0)
+        await listener.serve(server.application, cancel_when_gone=True)
         server.readiness.enter(Ready())
         async with aiohttp.ClientSession(url) as client:
             yield server, client
@@ -188,14 +188,14 @@ async def test_work_is_let_through_only_while_ready() -> None:
 async def test_no_client_stays_with_what_answered_before_the_model_was_there() -> None:
     """A kept connection that saw the server load is closed, and one opened before is told to come again, not 404."""
     server = Server(ScriptedModel(answer), 8)
-    async with Listener(server.probes, LIMITS) as door:
-        url = await door.listen("127.0.0.1", 0)
+    async with Listener(server.probes, LIMITS) as listener:
+        url = await listener.listen("127.0.0.1", 0)
         host, _, port = url.removeprefix("http://").partition(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         async with aiohttp.ClientSession(url) as client:
             async with client.get("/readyz") as probe:
                 assert probe.status == 503
-            await door.serve(server.application, cancel_when_gone=True)
+            await listener.serve(server.application, cancel_when_gone=True)
             server.readiness.enter(Ready())
             async with client.post("/v1/completions", json=BODY) as response:
                 assert response.status == 200

@@ -100,9 +100,9 @@ async def test_the_api_serves_over_any_engine() -> None:
     catalog.put(served)
     readiness = ServerReadiness(metrics)
     readiness.enter(Ready())
-    async with Listener(Probes(readiness, metrics), LIMITS) as door:
-        url = await door.listen("127.0.0.1", 0)
-        await door.serve(application(catalog, limits()), cancel_when_gone=True)
+    async with Listener(Probes(readiness, metrics), LIMITS) as listener:
+        url = await listener.listen("127.0.0.1", 0)
+        await listener.serve(application(catalog, limits()), cancel_when_gone=True)
         async with aiohttp.ClientSession(url) as client:
             async with client.post("/v1/completions", json={"prompt": "x"}) as response:
                 answer = await response.json()

@@ -56,7 +56,7 @@ class Wedging:
 
 
 class Server:
-    """A door in front of models that are felt every 50 ms, and are ill after a second: on a busy machine any thread
+    """A listener in front of models that are felt every 50 ms, and are ill after a second: on a busy machine any thread
     stands still for 200 ms."""
 
     def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
@@ -93,12 +93,12 @@ async def serving(**models: Wedging) -> AsyncIterator[Server]:
         measured = metrics.model(name)
         catalog.put(ServedText(card, ThreadedEngine(model, QUEUE, measured), measured))
     async with (
-        Listener(Probes(readiness, metrics), LIMITS) as door,
+        Listener(Probes(readiness, metrics), LIMITS) as listener,
         aiohttp.ClientSession() as session,
         asyncio.TaskGroup() as group,
     ):
-        url = await door.listen("127.0.0.1", 0)
-        await door.serve(routes.application(catalog, limits()), cancel_when_gone=True)
+        url = await listener.listen("127.0.0.1", 0)
+        await listener.serve(routes.application(catalog, limits()), cancel_when_gone=True)
         readiness.enter(Ready())
         watching = group.create_task(HealthMonitor(catalog, readiness, 0.05, 3.0).watch())
         try:

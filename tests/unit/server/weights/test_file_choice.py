@@ -1,4 +1,4 @@
-"""Which files of a folder are read, and from which of them a tensor comes: as transformers chooses, by every door."""
+"""Which files of a folder every function reads, and from which of them a tensor comes: as transformers chooses."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_every_door_chooses_as_transformers_does(case: str, tmp_path: Path, open
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_transformers_cannot_read_is_refused(case: str, tmp_path: Path) -> None:
-    """Where `from_pretrained` fails every door refuses, with an error that says what was found and what to do."""
+    """Where `from_pretrained` fails every function refuses, with an error that says what was found and what to do."""
     folder = tmp_path / "model"
     make(REFUSED[case], folder)
     with pytest.raises(Exception):  # noqa: B017 - its errors are of any kind
@@ -232,7 +232,7 @@ def test_a_file_that_is_not_taken_is_named_with_the_reason(name: str, reason: st
 @pytest.mark.parametrize("other", [None, "model.safetensors", "named.safetensors"])
 def test_a_distributed_checkpoint_is_refused(other: str | None, states: tuple[State, State], tmp_path: Path) -> None:
     """Parts that ranks wrote (torch's `HuggingFaceStorageWriter`) are no whole weights, and beside others transformers
-    joins both sets: every door refuses the folder by the parts' names, and a note tells it before."""
+    joins both sets: every function refuses the folder by the parts' names, and a note tells it before."""
     good, stale = states
     part = "shard-00001-model-00001-of-00001.safetensors"
 

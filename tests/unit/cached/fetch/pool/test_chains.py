@@ -71,7 +71,7 @@ def test_published_states_are_known_and_told() -> None:
 
 
 def test_refuted_states_are_not_taken_again() -> None:
-    """Published states that a piece contradicted are not believed again, whoever tells them; others are."""
+    """Published states that a piece contradicted are not believed again, from any node; others are."""
     chains = VersionChains(PIECES)
     published = {LONG: TOLD[: 2 * STATE_BYTES], WHOLE: TOLD[2 * STATE_BYTES :]}
     assert not chains.drop()

@@ -47,7 +47,7 @@ def _ready(daemon: DaemonProcess) -> list[str]:
 
 
 def test_a_node_full_of_versions_is_ready_again(daemon: DaemonProcess) -> None:
-    """Hundreds of versions are told as ready after a start, while the doors answer; nothing is hashed or fetched."""
+    """Hundreds of versions are ready after a start, while the listeners answer; nothing is hashed or fetched."""
     published = fill_root(daemon.layout, versions=150, files=20)
     daemon.write_catalog(
         {

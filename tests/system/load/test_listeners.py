@@ -1,4 +1,4 @@
-"""The doors of daemon and gate under load: crowds, the silent, those who read nothing, and requests without end."""
+"""The listeners of daemon and gate under load: crowds, the silent, those who read nothing, and requests without end."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ pytestmark = pytest.mark.long
 
 
 def test_two_hundred_clients_do_not_stop_a_fetch(daemon: DaemonProcess, origin: HostileOrigin, source: Path) -> None:
-    """While two hundred clients ask at both doors, a version arrives, each is answered, and memory is bounded."""
+    """While two hundred clients ask at both listeners, a version arrives, each is answered, and memory is bounded."""
     fill_root(daemon.layout, versions=100, files=2)
     data = random.Random(1).randbytes(12_000_000)
     manifest = publish_files(source, {"shard.bin": data})
@@ -77,7 +77,7 @@ def _ask_until(daemon: DaemonProcess, over: threading.Event, tcp: bool) -> int:
 
 
 def test_clients_that_say_nothing_are_bounded(daemon: DaemonProcess) -> None:
-    """However many connections stand open at either door with half a request, new ones are answered; the oldest go."""
+    """However many connections with half a request a listener has, new ones are answered; the oldest go."""
     daemon.write_catalog({})
     daemon.start()
     with contextlib.ExitStack() as stack:
@@ -119,7 +119,7 @@ def test_a_silent_client_is_hung_up_on(daemon: DaemonProcess) -> None:
     ids=["body", "endless", "path", "headers", "header", "noise", "a line of noise"],
 )
 def test_what_is_too_much_is_refused(daemon: DaemonProcess, sent: bytes, answers: tuple[bytes, ...]) -> None:
-    """A request that is too large, or is none, is refused or cut off, at both doors; the next client is answered."""
+    """A request that is too large, or is none, is refused or cut off by both listeners; the next one is answered."""
     daemon.write_catalog({})
     daemon.start()
     before = memory(daemon.pid)["Anonymous"]
@@ -151,7 +151,7 @@ async def test_a_client_that_reads_nothing_is_cut_off(tmp_path: Path, monkeypatc
 
 
 async def test_an_end_does_not_wait_for_slow_readers(tmp_path: Path) -> None:
-    """The doors close within seconds while a client leaves its answer lying."""
+    """The listeners close within seconds while a client leaves its answer lying."""
     layout = Layout(tmp_path / "root")
     recovery.prepare(layout)
     reads, control, blocking = make_router({}), make_router({("GET", "/much"): _answer_much}), Blocking(1)
