@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Container, Sequence
+from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -150,7 +150,9 @@ class Publisher:
             here = tuple(reversed(self._inventory.manifests.items()))
             manifests = [each.manifest for each in publications]
             await self._do(_quarantine_rotten, self._layout, self._ledger, self._inventory.links, here, manifests)
-            await self._blocking.finish(publish_all, self._layout, self.claims.journal, self._root.check, publications)
+            await self._blocking.finish(
+                _publish, self._layout, self._ledger, self.claims.journal, self._root.check, publications
+            )
             for publication in publications:
                 self._record(publication)
             self.report_published()
@@ -379,6 +381,22 @@ def _on_root(root: Root, step: Callable[[], T]) -> T:
     return step()
 
 
+def _publish(
+    layout: Layout, ledger: Ledger, journal: DigestJournal, check: Callable[[], None], group: Sequence[Publication]
+) -> None:
+    """Publish a group, and count the blobs that went into quarantine."""
+    publish_all(layout, journal, check, group)
+    _count(layout, ledger, {sha256 for each in group for sha256 in each.condemned})
+
+
+def _count(layout: Layout, ledger: Ledger, sha256s: Iterable[str]) -> None:
+    """Count these blobs as they are now, committed and in quarantine."""
+    with contextlib.suppress(OSError):  # the next recount corrects the ledger
+        for sha256 in sha256s:
+            ledger.count_blob(sha256, blobs.size(layout, sha256) or 0)
+            ledger.count_quarantined(sha256, deletion.quarantined_bytes(layout, sha256))
+
+
 def _restore(
     layout: Layout, ledger: Ledger, refs: Collection[ModelRef], digest: Digest, manifest: Manifest
 ) -> repair.Restored:
@@ -386,10 +404,7 @@ def _restore(
     try:
         return repair.restore(layout, refs, digest, manifest)
     finally:
-        with contextlib.suppress(OSError):  # the next recount corrects the ledger
-            for sha256 in manifest.blob_sizes():
-                ledger.count_blob(sha256, blobs.size(layout, sha256) or 0)
-                ledger.count_quarantined(sha256, deletion.quarantined_bytes(layout, sha256))
+        _count(layout, ledger, manifest.blob_sizes())
 
 
 def _quarantine_rotten(

@@ -441,6 +441,9 @@ class Lives(RuleBasedStateMachine):
                 kept += [known[sha] for sha in node.publisher.claims.blobs_of(other) if sha in committed]
                 theirs = node.publisher.claims.partials_of(other) - node.publisher.claims.partials_of(waiting)
                 kept += [Blob(f"partial {id_}", allocated_bytes(node.layout.ingest / id_) // UNIT) for id_ in theirs]
+        # What a gate reads stays on the disk, corrupt too; a right blob of the same digest needs space of its own.
+        corrupt = [path.stat() for path in node.layout.quarantine.iterdir()]
+        kept += [Blob(f"read {each.st_ino}", each.st_size // UNIT) for each in corrupt if each.st_nlink > 1]
         return tuple(kept)
 
     # --- odds and ends ---------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from cached.store.start import recovery
 from cached.store.version import snapshots
 from cached.store.version.fetch_records import FetchRecord
 from cached.store.version.publication import Publication, publish_all
-from tests.support.filling import add_blob, manifest_of
+from tests.support.filling import add_blob, manifest_of, publish
 from tests.system.eviction.node import Cluster
 
 DEADLINE_S = 100.0
@@ -46,7 +46,7 @@ class Publishing:
         self.inventory = Inventory(layout, recovered)
         self.status_files = StatusFiles(layout.public, "node", lambda: None)
         self.blocking = Blocking(2)
-        ledger = Ledger(None, lambda: DiskSpace(1 << 30, 1 << 30, 1 << 20, 1 << 20))
+        self.ledger = Ledger(None, lambda: DiskSpace(1 << 30, 1 << 30, 1 << 20, 1 << 20))
         journal = DigestJournal(layout.digests, {})
         self._root = Root(layout)
         self.publisher = Publisher(
@@ -54,7 +54,7 @@ class Publishing:
             root=self._root,
             inventory=self.inventory,
             status_files=self.status_files,
-            ledger=ledger,
+            ledger=self.ledger,
             blocking=self.blocking,
             cluster=Cluster(),
             journal=journal,
@@ -173,3 +173,21 @@ async def test_an_unexpected_error_reaches_every_caller(
     monkeypatch.setattr(publisher, "publish_all", publish_all)
     await asyncio.wait_for(publishing.begin("c"), DEADLINE_S)
     assert publishing.published() == ["c"]
+
+
+async def test_a_corrupt_blob_that_a_publication_finds_is_counted(publishing: Publishing) -> None:
+    """Where a snapshot that is here has a right file and its blob is another, wrong one, the blob goes into quarantine,
+    and the ledger has both."""
+    ref, layout, ledger = ModelRef("acme/tiny", "a"), publishing.layout, publishing.ledger
+    publish(layout, ref, {"f": b"a"})
+    task = publishing.begin("a")
+    (blob,) = layout.blobs.glob("*/*")
+    blob.unlink()
+    blob.write_bytes(b"other")
+    ledger.count_blob(blob.name, 5)
+    publishing.may_go_on.release(1)
+    await asyncio.wait_for(task, DEADLINE_S)
+    assert blob.read_bytes() == b"a"
+    assert (layout.quarantine / blob.name).read_bytes() == b"other"
+    use = ledger.compute_use()
+    assert (use.used, use.dying) == (1, 5)
