@@ -15,9 +15,9 @@ from cached.contract.program.thread_pool import start_pool
 from cached.core.listing import Checksum, RemoteFile, bad_name, is_reserved
 from cached.sources.manifests import unfinished_publish
 
-MAX_OBJECTS = 200_000  # about a manifest's maximum; a bucket's root may have any number
+_MAX_OBJECTS = 200_000  # about a manifest's maximum; a bucket's root may have any number
 _AT_ONCE = 8
-_MAX_PAGES = 10_000  # a faulty server sends pages endlessly
+_MAX_PAGES = 10_000  # some servers send pages of any size, a faulty one endlessly
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,16 +54,21 @@ class ObjectPages:
             if each.key in self.objects:
                 raise bad_listing(self._where, f"the key {each.key[:200]!r} twice")
             self.objects[each.key] = each
-        if len(self.objects) > MAX_OBJECTS or self._pages > _MAX_PAGES:
-            raise Permanent(
-                "too_many_files",
-                f"{self._where}: expected at most {MAX_OBJECTS} objects on {_MAX_PAGES} pages, found more",
-                "name the version's own prefix, not the whole bucket",
-            )
+        check_bounds(self._where, len(self.objects), self._pages)
         if next_token in self._tokens:
             raise bad_listing(self._where, "a next page that is the same again")
         self._tokens.add(next_token)
         return bool(next_token)
+
+
+def check_bounds(where: str, objects: int, pages: int) -> None:
+    """Raise `Permanent` (`too_many_files`) for a listing of more than any version has."""
+    if objects > _MAX_OBJECTS or pages > _MAX_PAGES:
+        raise Permanent(
+            "too_many_files",
+            f"{where}: expected at most {_MAX_OBJECTS} objects on {_MAX_PAGES} pages, found more",
+            "name the version's own prefix, not the whole bucket",
+        )
 
 
 def bad_listing(where: str, found: str) -> Transient:

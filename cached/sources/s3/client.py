@@ -25,6 +25,7 @@ from botocore.utils import parse_timestamp
 
 from cached.contract.errors import Permanent
 from cached.contract.manifest import MANIFEST_NAME, MAX_FILE_BYTES, MAX_MANIFEST_BYTES
+from cached.sources.objects import check_bounds
 from cached.sources.s3.address import S3Address
 from cached.sources.s3.errors import bad_response, is_missing, is_not_modified, translate_errors
 from cached.sources.s3.presigning import PROBE_KEY, Presigner, SigningKeys
@@ -35,8 +36,6 @@ from cached.transport.target import Headers
 
 _CONNECT_TIMEOUT_S = 4  # of each of two attempts: an unreachable server is told within 10 s
 _PART_BYTES = 1024 * 1024
-_MAX_PAGES = 10_000  # some servers send pages of any size, a faulty one endlessly
-_MAX_OBJECTS = 200_000  # about a manifest's maximum; a bucket's root may have any number
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +91,7 @@ class S3Client:
         return (("x-amz-request-payer", payer),) if payer else ()
 
     async def api(self) -> Any:
-        """Return the client itself; call this inside `translated()`."""
+        """Return the client itself; call this inside `translate_errors`."""
         return (await self._open()).client
 
     async def aclose(self) -> None:
@@ -103,7 +102,8 @@ class S3Client:
                 await opened.client.close()
 
     async def objects(self, prefix: str) -> list[S3Object]:
-        """Return every object under `prefix`, without the empty `…/` keys that consoles create for folders."""
+        """Return every object under `prefix`, without the empty `…/` keys that consoles create for folders. Raises
+        `HoldfastError`, also `Permanent` (`too_many_files`)."""
         where = self.address.uri(prefix)
         found: list[S3Object] = []
         with translate_errors(where):
@@ -114,12 +114,7 @@ class S3Client:
             ):
                 number += 1
                 found += listed(page, prefix, where)
-                if len(found) > _MAX_OBJECTS or number > _MAX_PAGES:
-                    raise Permanent(
-                        "too_many_files",
-                        f"{where}: expected at most {_MAX_OBJECTS} objects on {_MAX_PAGES} pages, found more",
-                        "name the version's own prefix, not the whole bucket",
-                    )
+                check_bounds(where, len(found), number)
         return found
 
     async def manifest(self) -> S3SmallObject | None:
