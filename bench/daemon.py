@@ -70,7 +70,7 @@ class Daemon:
 
     def wait_published(self, ref: ModelRef, digest: Digest, timeout_s: float) -> None:
         """Return once the version's symlink names the snapshot `digest`; raises `Permanent` on a permanent failure."""
-        link, target = self.layout.public.model_link(ref), self.layout.public.link_target(ref, digest)
+        link, target = self.layout.public.model_link(ref), self.layout.public.link_target(digest)
         asked = time.monotonic()
 
         def published() -> bool | None:

@@ -179,7 +179,7 @@ def _publish(public: PublicLayout, ref: ModelRef, make: Callable[[Path, int], st
     snapshot.lease.touch()
     snapshot.path.rename(public.snapshot(manifest.digest).path)
     public.model_link(ref).parent.mkdir(parents=True)
-    public.model_link(ref).symlink_to(public.link_target(ref, manifest.digest))
+    public.model_link(ref).symlink_to(public.link_target(manifest.digest))
 
 
 def _sparse_file(path: Path, size: int) -> str:

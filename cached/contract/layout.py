@@ -68,8 +68,8 @@ class PublicLayout:
     def model_status(self, ref: ModelRef) -> Path:
         return self.path.joinpath("status", ref.path_segment, f"{ref.version}.json")
 
-    def link_target(self, ref: ModelRef, digest: Digest) -> str:  # noqa: ARG002 - the folders of all models lie as deep
-        """Return the relative target of a model's symlink."""
+    def link_target(self, digest: Digest) -> str:
+        """Return the relative target of a model's symlink: the folders of all models lie as deep."""
         return f"../../snapshots/{digest.hex}"
 
 

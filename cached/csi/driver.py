@@ -1,6 +1,6 @@
 """The CSI driver of one daemon: its volumes, its two sockets, and its registration at the kubelet.
 
-Law: creates the parts of this room. `find_mounted` comes before anything may be evicted; the sockets open last, once
+Law: creates the parts of this room. `MountedVolumes` comes before anything may be evicted; the sockets open last, once
 the daemon can answer, and go first.
 """
 

@@ -170,7 +170,7 @@ class Mounter:
         for ref, digest in models.items():
             link = tree.model_link(ref)
             link.parent.mkdir(exist_ok=True)
-            link.symlink_to(tree.link_target(ref, digest))
+            link.symlink_to(tree.link_target(digest))
         _mount(stage, stage, _REMOUNT | _FLAGS, data=_TREE_OPTIONS)  # the file system itself
         _mount(stage, stage, _REMOUNT | _BIND | _FLAGS)  # and this mount of it
 

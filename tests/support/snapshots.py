@@ -74,7 +74,7 @@ def link_model(public: PublicLayout, ref: ModelRef, digest: Digest) -> None:
     link = public.model_link(ref)
     link.parent.mkdir(parents=True, exist_ok=True)
     temporary = link.parent / f"{TEMPORARY_PREFIX}{link.name}"
-    temporary.symlink_to(public.link_target(ref, digest))
+    temporary.symlink_to(public.link_target(digest))
     temporary.replace(link)
 
 

@@ -210,7 +210,7 @@ def _files_below(folder: Path) -> Iterator[Path]:
 def _is_name(layout: Layout, ref: ModelRef, digest: Digest) -> bool:
     """Return whether a name is the symlink that publication makes: gates follow no other to the same snapshot."""
     link = f"{os.fspath(layout.public.path)}/models/{ref.path_segment}/{ref.version}"
-    return os.readlink(link) == layout.public.link_target(ref, digest)
+    return os.readlink(link) == layout.public.link_target(digest)
 
 
 def _has_manifest(layout: Layout, digest: Digest, manifest: Manifest) -> bool:

@@ -161,7 +161,7 @@ def set_name_unsynced(layout: Layout, ref: ModelRef, digest: Digest) -> Path:
     link = layout.public.model_link(ref)
     with durable.disk_errors(f"publishing {ref}"):
         durable.make_dir(link.parent, durable.PUBLIC_DIR_MODE)
-        target = layout.public.link_target(ref, digest)
+        target = layout.public.link_target(digest)
         try:
             durable.replace_symlink_unsynced(link, target)
         except IsADirectoryError:  # made by hand

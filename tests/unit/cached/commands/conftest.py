@@ -55,5 +55,5 @@ def publish(layout: Layout, ref: ModelRef, files: Mapping[str, bytes]) -> Digest
     snapshot.lease.touch()
     link = layout.public.model_link(ref)
     link.parent.mkdir(exist_ok=True)
-    link.symlink_to(layout.public.link_target(ref, manifest.digest))
+    link.symlink_to(layout.public.link_target(manifest.digest))
     return manifest.digest
