@@ -25,6 +25,7 @@ from cached.fetch.resolving.wanted_files import blob_spec
 from cached.fetch.workers import Workers, WorkerSettings
 from cached.sources.base import Source
 from cached.store.blob.digest_journal import DigestJournal
+from cached.store.blob.hash_notes import HashNotes
 from cached.store.disk.verity import Sealing
 from cached.store.start import recovery
 from cached.transport.client import HttpClient
@@ -77,6 +78,7 @@ class Puller:
             WorkerSettings(_CONNECTIONS, _CONNECTIONS, None, Sealing.NONE),
             self.metrics,
             DigestJournal(self.layout.digests, {}),
+            HashNotes(self.layout.hashed, {}),
         )
 
     async def pull(self, source: Source, include: Sequence[str] = (), exclude: Sequence[str] = ()) -> Digest:

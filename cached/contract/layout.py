@@ -143,6 +143,11 @@ class Layout:
         return self.private / "digests.jsonl"
 
     @property
+    def hashed(self) -> Path:
+        """The blobs that no snapshot links, as they were when they were hashed, as JSON lines."""
+        return self.private / "hashed.jsonl"
+
+    @property
     def chains(self) -> Path:
         """The chaining values of blobs."""
         return self.private / "chains"

@@ -107,7 +107,7 @@ def _start_workers(
     client = stack.enter_context(contextlib.closing(HttpClient(timeouts, config.origin_proxy)))
     per_origin, peer_http = config.connections_per_origin, tls.http if tls else PEER_HTTP
     bounds = WorkerSettings(config.connections, per_origin, config.max_bandwidth, node.sealing, peer_http)
-    workers = Workers(node.layout, client, bounds, node.metrics, node.journal)
+    workers = Workers(node.layout, client, bounds, node.metrics, node.journal, node.notes)
     stack.push_async_callback(asyncio.to_thread, workers.stop)
     return client, workers
 
@@ -132,6 +132,7 @@ def _make_publisher(node: OpenedNode) -> Publisher:
         blocking=node.blocking,
         cluster=node.cluster,
         journal=node.journal,
+        notes=node.notes,
         ignoring_own=node.tree_watch.ignoring_own,
     )
 

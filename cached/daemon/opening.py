@@ -29,6 +29,7 @@ from cached.node.status_files import AdoptedVersion, StatusFiles
 from cached.node.threads import Blocking
 from cached.node.tree_watch import TreeWatch
 from cached.store.blob.digest_journal import DigestJournal
+from cached.store.blob.hash_notes import HashNotes
 from cached.store.disk import durable, verity
 from cached.store.disk.root import Root, list_remarks
 from cached.store.start import recovery
@@ -56,6 +57,7 @@ class OpenedNode(OpenedRoot):
 
     inventory: Inventory
     journal: DigestJournal
+    notes: HashNotes
     start_index: StartIndex
     ledger: Ledger
     disk_watch: DiskWatch
@@ -109,6 +111,7 @@ async def open_node(
         sealing=opened.sealing,
         inventory=inventory,
         journal=DigestJournal(layout.digests, recovered.digests),
+        notes=HashNotes(layout.hashed, recovered.hashed),
         start_index=start_index,
         ledger=ledger,
         disk_watch=disk_watch,

@@ -25,6 +25,7 @@ from cached.peers.chaining import ChainStep
 from cached.store.blob import blobs
 from cached.store.blob.digest_journal import DigestJournal
 from cached.store.blob.group_commit import GroupCommit, read_back
+from cached.store.blob.hash_notes import HashNotes
 from cached.store.blob.ingest import ALIGNMENT, Ingest, allocated_bytes, forget
 from cached.store.blob.ranges import Ranges
 from cached.store.disk.verity import Sealing, seal
@@ -58,6 +59,7 @@ class AttemptResources(Protocol):
     layout: Layout
     sealing: Sealing
     journal: DigestJournal
+    notes: HashNotes
     buffers: BufferPool
     hold_slots: threading.Semaphore
     recorder: ThreadPoolExecutor
@@ -459,6 +461,8 @@ class Attempt:
             self._shared.journal.record({self.spec.key.id: sha256})
         fresh = blobs.place(self._shared.layout, finished, sha256)
         self.placed = Verified(sha256, self.size, fresh)
+        if fresh:
+            self._shared.notes.note(self._shared.layout, [sha256])
         blobs.sync(self._shared.layout, finished, sha256)
         forget(self._shared.layout, self.spec.key.id)
         return self.placed

@@ -114,6 +114,8 @@ class ReceivedBlobs:
             self._discard(ingest, sha256)
             raise
         self._spaces[sha256].settle(Verified(sha256, size, fresh), 0)
+        if fresh:
+            self._resources.notes.note(layout, [sha256])
         blobs.sync(layout, finished, sha256)
         forget(layout, id_)
 

@@ -26,6 +26,7 @@ from cached.fetch.download import Download, DownloadMetrics
 from cached.fetch.processor_demand import ProcessorDemand
 from cached.store.blob.digest_journal import DigestJournal
 from cached.store.blob.group_commit import GroupCommit
+from cached.store.blob.hash_notes import HashNotes
 from cached.store.disk.verity import Sealing
 from cached.transport.client import HttpClient
 from cached.transport.connection.bandwidth import BandwidthLimit
@@ -74,6 +75,7 @@ class Workers:
         settings: WorkerSettings,
         metrics: DownloadMetrics,
         journal: DigestJournal,
+        notes: HashNotes,
     ) -> None:
         self.layout = layout
         self.sealing = settings.sealing
@@ -81,11 +83,12 @@ class Workers:
         self.peer_client = HttpClient(settings.peer_http)
         self.metrics = metrics
         self.journal = journal
+        self.notes = notes
         self.limit = BandwidthLimit(settings.bandwidth, time.monotonic, time.sleep)
         self.buffers = BufferPool(settings.connections + _HELD + MAX_OPEN, BUFFER_BYTES)
         self.hold_slots = threading.Semaphore(_HELD)
         self.recorder = start_pool(2, "record")
-        self.group_commit = GroupCommit(layout, settings.sealing, journal)
+        self.group_commit = GroupCommit(layout, settings.sealing, journal, notes)
         self._per_origin = settings.per_origin
         self._condition = threading.Condition()
         self._downloads = _DownloadQueues()

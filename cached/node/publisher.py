@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Container, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +32,7 @@ from cached.node.threads import Blocking
 from cached.store.blob import blobs
 from cached.store.blob.claims import Claims
 from cached.store.blob.digest_journal import DigestJournal
+from cached.store.blob.hash_notes import HashNotes
 from cached.store.disk import durable
 from cached.store.disk.root import Root
 from cached.store.version import deletion, kept_snapshots, repair, snapshots
@@ -70,6 +71,7 @@ class Publisher:
         blocking: Blocking,
         cluster: Cluster,
         journal: DigestJournal,
+        notes: HashNotes,
         ignoring_own: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._layout = layout
@@ -82,7 +84,8 @@ class Publisher:
         self._cluster = cluster
         self._log_once = LogOnce(_log)
         self.claims = Claims(journal)
-        self._deletion = deletion.Deletion(layout, self.claims, ledger, inventory.links)
+        self._notes = notes
+        self._deletion = deletion.Deletion(layout, self.claims, notes, ledger, inventory.links)
         self._lock = asyncio.Lock()
         self._evicting: Digest | None = None  # the snapshot whose lease is taken exclusively now
         self._waiting: deque[_QueuedPublication] = deque()
@@ -149,10 +152,9 @@ class Publisher:
             # The newest first: a version shares most with the one before it, and the look ends with its last blob.
             here = tuple(reversed(self._inventory.manifests.items()))
             manifests = [each.manifest for each in publications]
-            await self._do(_quarantine_rotten, self._layout, self._ledger, self._inventory.links, here, manifests)
-            await self._blocking.finish(
-                _publish, self._layout, self._ledger, self.claims.journal, self._root.check, publications
-            )
+            await self._do(_quarantine_rotten, self._layout, self._ledger, self._notes, here, manifests)
+            journals = self.claims.journal, self._notes
+            await self._blocking.finish(_publish, self._layout, self._ledger, *journals, self._root.check, publications)
             for publication in publications:
                 self._record(publication)
             self.report_published()
@@ -321,8 +323,8 @@ class Publisher:
         for ref in refs:
             _log.error("%s: withdrawn: %s; it is fetched again", ref, why)
         self._cluster.lost(refs, f"{why}; it is fetched again")
-        belongs = self._inventory.blobs[digest].__contains__
-        await self._do(_withdraw, self._layout, self._ledger, refs, digest, belongs)
+        manifest = self._inventory.manifests[digest]
+        await self._do(_withdraw, self._layout, self._ledger, self._notes, refs, digest, manifest)
         for ref in refs:
             self._inventory.remove(ref)
             self._status_files.set_content(ref, None, None)
@@ -340,7 +342,7 @@ class Publisher:
                 _log.error("snapshot %s: it is damaged, or was left when a file of it went bad; it is removed", digest)
                 await self._do(_quarantine_unlisted, self._layout, self._ledger, digest)
                 # Every rescued file is kept: without a readable manifest, the snapshot's blobs are unknown.
-                await self._do(_withdraw, self._layout, self._ledger, (), digest, lambda _sha256: True)
+                await self._do(_withdraw, self._layout, self._ledger, self._notes, (), digest, None)
 
     async def drop_unnamed(self) -> None:
         """Delete the snapshots without a name, except those that are leased or kept for a pod."""
@@ -382,10 +384,15 @@ def _on_root(root: Root, step: Callable[[], T]) -> T:
 
 
 def _publish(
-    layout: Layout, ledger: Ledger, journal: DigestJournal, check: Callable[[], None], group: Sequence[Publication]
+    layout: Layout,
+    ledger: Ledger,
+    journal: DigestJournal,
+    notes: HashNotes,
+    check: Callable[[], None],
+    group: Sequence[Publication],
 ) -> None:
     """Publish a group, and count the blobs that went into quarantine."""
-    publish_all(layout, journal, check, group)
+    publish_all(layout, journal, notes, check, group)
     _count(layout, ledger, {sha256 for each in group for sha256 in each.condemned})
 
 
@@ -410,15 +417,18 @@ def _restore(
 def _quarantine_rotten(
     layout: Layout,
     ledger: Ledger,
-    links: Container[str],
+    notes: HashNotes,
     here: Sequence[tuple[Digest, Manifest]],
     manifests: Sequence[Manifest],
 ) -> None:
-    """Quarantine what new versions share with the snapshots here, where it was written to since it was hashed and is
-    wrong: their publication ends with `blob_gone`, and the snapshots are withdrawn at the next look."""
-    with durable.disk_errors("looking at shared blobs"):
-        shared = {sha256 for manifest in manifests for sha256 in manifest.packed.blobs() if sha256 in links}
-        for sha256 in repair.find_rotten(layout, here, shared):
+    """Hash the blobs of new versions of which nothing tells that they are as when they were hashed, and quarantine
+    those that are wrong: the publication ends with `blob_gone`, and snapshots that link them are withdrawn at the next
+    look."""
+    with durable.disk_errors("looking at committed blobs"):
+        listed = {sha256 for manifest in manifests for sha256 in manifest.packed.blobs()}
+        right, wrong = repair.hash_unproven(layout, repair.find_unproven(layout, here, listed, notes.find))
+        notes.add(right)
+        for sha256 in wrong:
             deletion.quarantine(layout, ledger, sha256)
 
 
@@ -431,12 +441,24 @@ def _quarantine_unlisted(layout: Layout, ledger: Ledger, digest: Digest) -> None
 
 
 def _withdraw(
-    layout: Layout, ledger: Ledger, refs: Collection[ModelRef], digest: Digest, belongs: Callable[[str], bool]
+    layout: Layout,
+    ledger: Ledger,
+    notes: HashNotes,
+    refs: Collection[ModelRef],
+    digest: Digest,
+    manifest: Manifest | None,
 ) -> None:
-    """Delete names and their snapshot, in use or not: open files stay usable. First, `repair.rescue` its files."""
+    """Delete names and their snapshot, in use or not: open files stay usable. First, `repair.rescue` its files, and
+    note what its record says of its blobs. `manifest`: None if it went bad."""
+    belongs = (lambda _sha256: True) if manifest is None else manifest.blob_sizes().__contains__
     with durable.disk_errors(f"withdrawing snapshot {digest}"):
         for ref in refs:
             snapshots.delete_name(layout, ref)
         for sha256 in repair.rescue(layout, digest, belongs):
             ledger.count_blob(sha256, blobs.size(layout, sha256) or 0)
+        if manifest is None:
+            recorded = repair.list_recorded_unlisted(layout, digest)
+        else:
+            recorded = repair.list_recorded(layout, digest, manifest)
         snapshots.delete(layout, digest)
+        notes.add({sha256: seen for sha256, seen in recorded.items() if blobs.is_unlinked(layout, sha256)})

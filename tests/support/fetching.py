@@ -21,6 +21,7 @@ from cached.fetch.download import Download, Space
 from cached.fetch.supply import SupplyMaker
 from cached.fetch.workers import _HELD, MAX_OPEN, PEER_HTTP, Workers, WorkerSettings
 from cached.store.blob.digest_journal import DigestJournal
+from cached.store.blob.hash_notes import HashNotes
 from cached.store.blob.ingest import IngestKey
 from cached.store.disk.verity import Sealing
 from cached.store.start import recovery
@@ -137,7 +138,8 @@ class Engine:
         self.client = HttpClient(http, origin_proxy)
         self._connections = settings.connections
         self.journal = DigestJournal(self.layout.digests, {})
-        self.workers = Workers(self.layout, self.client, settings, self.counts, self.journal)
+        self.notes = HashNotes(self.layout.hashed, {})
+        self.workers = Workers(self.layout, self.client, settings, self.counts, self.journal, self.notes)
 
     def launch(
         self,
@@ -269,5 +271,6 @@ def check_committed(layout: Layout, data: bytes, verified: Verified) -> None:
 
 
 def private_files(layout: Layout) -> set[str]:
-    """Every file under `private/`, by its path there."""
-    return {str(path.relative_to(layout.private)) for path in layout.private.rglob("*") if not path.is_dir()}
+    """Every file under `private/` but the notes of hashed blobs, by its path there."""
+    files = (path for path in layout.private.rglob("*") if not path.is_dir() and path != layout.hashed)
+    return {str(path.relative_to(layout.private)) for path in files}

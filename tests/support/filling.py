@@ -15,6 +15,7 @@ from cached.core.space import DiskSpace, Ledger
 from cached.store.blob import blobs
 from cached.store.blob.claims import Claims
 from cached.store.blob.digest_journal import DigestJournal
+from cached.store.blob.hash_notes import HashNotes
 from cached.store.blob.ingest import Ingest, IngestKey
 from cached.store.version import deletion, snapshots
 
@@ -54,7 +55,7 @@ def publish(layout: Layout, ref: ModelRef, files: Mapping[str, bytes]) -> Digest
 
 def deleting(layout: Layout, claims: Claims) -> deletion.Deletion:
     """What a deletion needs, with an account of its own."""
-    return deletion.Deletion(layout, claims, Ledger(None, lambda: DiskSpace(0, 0)), {})
+    return deletion.Deletion(layout, claims, HashNotes(layout.hashed, {}), Ledger(None, lambda: DiskSpace(0, 0)), {})
 
 
 def tree(folder: Path) -> set[str]:

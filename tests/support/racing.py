@@ -26,6 +26,7 @@ from cached.contract.manifest import FileEntry, Manifest
 from cached.contract.reference import ModelRef
 from cached.core.space import DiskSpace, Ledger
 from cached.store.blob import blobs
+from cached.store.blob.hash_notes import HashNotes
 from cached.store.start import recovery
 from cached.store.version import deletion, snapshots
 from sidecar.gate import exit_codes
@@ -94,7 +95,7 @@ def _no_disk() -> DiskSpace:
 def _evict(layout: Layout, ref: ModelRef, manifest: Manifest) -> bool:
     digest = manifest.digest
     others = [other for other in REFS if other != ref and snapshots.read_name(layout, other) == digest]
-    within = deletion.Deletion(layout, no_claims(layout), Ledger(None, _no_disk), {})
+    within = deletion.Deletion(layout, no_claims(layout), HashNotes(layout.hashed, {}), Ledger(None, _no_disk), {})
     lock = deletion.lock(layout, ref, digest)
     if lock is not None:
         with lock:

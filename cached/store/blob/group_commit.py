@@ -21,6 +21,7 @@ from cached.contract.program import limits
 from cached.contract.snapshot.verify import hash_file
 from cached.store.blob import blobs
 from cached.store.blob.digest_journal import DigestJournal
+from cached.store.blob.hash_notes import HashNotes
 from cached.store.disk import durable
 from cached.store.disk.verity import Sealing, seal
 
@@ -48,10 +49,11 @@ class PendingBlob:
 class GroupCommit:
     """The committing thread and its queue."""
 
-    def __init__(self, layout: Layout, sealing: Sealing, journal: DigestJournal) -> None:
+    def __init__(self, layout: Layout, sealing: Sealing, journal: DigestJournal, notes: HashNotes) -> None:
         self._layout = layout
         self._sealing = sealing
         self._journal = journal
+        self._notes = notes
         self._changed = threading.Condition()
         self._queue: deque[PendingBlob] = deque()
         self._stopping = False
@@ -101,6 +103,8 @@ class GroupCommit:
         self._sync(group)
         self._write_journal([pending for pending in group if pending.failure is None])
         named = [pending for pending in group if pending.failure is None and self._place(pending)]
+        with _failing(named, "noting blobs"):
+            self._notes.note(self._layout, [pending.sha256 for pending in named if pending.fresh])
         folders: dict[Path, list[PendingBlob]] = {}
         for pending in named:
             folders.setdefault(self._layout.blob(pending.sha256).parent, []).append(pending)

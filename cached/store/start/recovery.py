@@ -24,11 +24,12 @@ from cached.contract.manifest import Manifest
 from cached.contract.program import limits
 from cached.contract.program.plain_files import read_plain
 from cached.contract.reference import ModelRef, name_from_path_segment
+from cached.contract.snapshot.verified import VerifiedFile
 from cached.contract.status import ModelStatus, encode
 from cached.core.blob_table import BlobTable
 from cached.core.space import OnDisk
 from cached.store.blob import blobs as committed
-from cached.store.blob import digest_journal, ingest
+from cached.store.blob import digest_journal, hash_notes, ingest
 from cached.store.disk import durable
 from cached.store.disk.root import check_file_system
 from cached.store.start import index
@@ -43,10 +44,10 @@ class Recovered:
     """The contents of the tree. `damaged`: snapshots whose manifest does not hash to their name; `lost`: the names that
     pointed at one, deleted here and still wanted. `fetched`: the fetch records without `files`; of unknown origin if
     the record is of other content, absent if a name has no record (an older release published it). `digests`: by ingest
-    id, unpromised sha256 from the digest journal. `kept`: the uids of the pods that snapshots are kept for. `links`:
-    the number of snapshots that have each blob, where there are any. `are_blobs_read`: the sizes of blobs are from the
-    disk, and not from an index, which does not know of a blob that was cut in place. `statuses`: what an index has of
-    the versions' status files."""
+    id, unpromised sha256 from the digest journal. `hashed`: the notes of blobs that no snapshot links. `kept`: the uids
+    of the pods that snapshots are kept for. `links`: the number of snapshots that have each blob, where there are any.
+    `are_blobs_read`: the sizes of blobs are from the disk, and not from an index, which does not know of a blob that
+    was cut in place. `statuses`: what an index has of the versions' status files."""
 
     models: dict[ModelRef, Digest]
     manifests: dict[Digest, Manifest]
@@ -55,6 +56,7 @@ class Recovered:
     damaged: tuple[Digest, ...]
     lost: tuple[ModelRef, ...]
     digests: dict[str, str]
+    hashed: dict[str, VerifiedFile]
     kept: dict[Digest, frozenset[str]]
     links: BlobTable
     are_blobs_read: bool = field(compare=False)
@@ -134,6 +136,7 @@ def _recover_unchanged(layout: Layout, believed: index.Believed) -> Recovered:
         damaged=(),
         lost=(),
         digests=_keep_digests(layout, digests, contents.blobs),
+        hashed=_keep_notes(layout, contents.blobs, contents.links),
         kept=kept_snapshots.read_all(layout),
         links=contents.links,
         are_blobs_read=False,
@@ -177,6 +180,7 @@ def recover_by_tree(layout: Layout) -> Recovered:
         tuple(damaged),
         tuple(lost),
         _keep_digests(layout, digests, blobs),
+        _keep_notes(layout, blobs, links),
         kept_snapshots.read_all(layout),
         blobs.renumber(links.align(blobs)),
         are_blobs_read=True,
@@ -189,6 +193,15 @@ def _keep_digests(layout: Layout, digests: Mapping[str, str], blobs: Mapping[str
     if not known:
         durable.unlink(layout.digests)
     return known
+
+
+def _keep_notes(layout: Layout, blobs: Mapping[str, int], links: Mapping[str, int]) -> dict[str, VerifiedFile]:
+    """Return the notes of the blobs that are here and in no snapshot; delete a file without any."""
+    known = {sha256: seen for sha256, seen in hash_notes.read(layout.hashed).items() if sha256 in blobs}
+    unlinked = {sha256: seen for sha256, seen in known.items() if not links.get(sha256)}
+    if not unlinked:
+        layout.hashed.unlink(missing_ok=True)
+    return unlinked
 
 
 def count_links(manifests: Mapping[Digest, Manifest]) -> BlobTable:

@@ -21,20 +21,22 @@ from cached.contract.snapshot.lease import take_exclusive
 from cached.core.space import Ledger
 from cached.store.blob import blobs, ingest
 from cached.store.blob.claims import Claims
+from cached.store.blob.hash_notes import HashNotes
 from cached.store.disk import durable
-from cached.store.version import fetch_records, snapshots
+from cached.store.version import fetch_records, repair, snapshots
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """The tree, the claims and the ledger of every deletion. The ledger counts after each change and before the next
-    decision: a fetch of a blob that is being deleted counts it after this. `links`: by sha256, the number of snapshots
-    that contain the blob, also if its link there was deleted by hand."""
+    """The tree, the claims, the notes and the ledger of every deletion. The ledger counts after each change and before
+    the next decision: a fetch of a blob that is being deleted counts it after this. `links`: by sha256, the number of
+    snapshots that contain the blob, also if its link there was deleted by hand."""
 
     layout: Layout
     claims: Claims
+    notes: HashNotes
     ledger: Ledger
     links: Mapping[str, int]
 
@@ -103,11 +105,15 @@ def quarantine(layout: Layout, ledger: Ledger, sha256: str) -> None:
 
 
 def _delete(deletion: Deletion, digest: Digest, manifest: Manifest) -> int:
+    recorded = repair.list_recorded(deletion.layout, digest, manifest)
     trashed = snapshots.trash(deletion.layout, digest)
     if trashed is not None:
         _delete_trash(trashed)
     sizes = manifest.blob_sizes()  # as counted, also if the files were changed by hand since
-    return sum(size for sha256, size in sizes.items() if _remove_unclaimed(deletion, sha256, 1) is not None)
+    removed = {sha256: size for sha256, size in sizes.items() if _remove_unclaimed(deletion, sha256, 1) is not None}
+    claimed = [sha256 for sha256 in recorded.keys() - removed.keys() if blobs.is_unlinked(deletion.layout, sha256)]
+    deletion.notes.add({sha256: recorded[sha256] for sha256 in claimed})
+    return sum(removed.values())
 
 
 def _delete_trash(path: Path) -> None:
@@ -148,6 +154,7 @@ def _remove_unclaimed(deletion: Deletion, sha256: str, going: int) -> int | None
         with claims.deleting:
             if claims.has_blob(sha256):
                 return None
+            deletion.notes.forget([sha256])  # before: once it is gone, it may be fetched and noted again
             with _counting(deletion.ledger.count_blob, blobs.size, layout, sha256):
                 return blobs.remove_unlinked(layout, sha256)
     except PermissionError as error:

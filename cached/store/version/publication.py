@@ -17,6 +17,7 @@ from cached.contract.layout import Layout
 from cached.contract.manifest import Manifest
 from cached.contract.reference import ModelRef
 from cached.store.blob.digest_journal import DigestJournal
+from cached.store.blob.hash_notes import HashNotes
 from cached.store.disk import durable
 from cached.store.version import fetch_records, kept_snapshots, repair, snapshots
 from cached.store.version.fetch_records import FetchRecord
@@ -42,17 +43,17 @@ class Publication:
 
 
 def publish_all(
-    layout: Layout, journal: DigestJournal, check: Callable[[], None], group: Sequence[Publication]
+    layout: Layout, journal: DigestJournal, notes: HashNotes, check: Callable[[], None], group: Sequence[Publication]
 ) -> None:
     """Publish a group, unless `check` raises. Raises nothing: each publication gets its own `failure`."""
     while group:
         firsts = {each.record.digest: each for each in reversed(group)}
-        _publish_distinct(layout, journal, check, [each for each in group if firsts[each.record.digest] is each])
+        _publish_distinct(layout, journal, notes, check, [each for each in group if firsts[each.record.digest] is each])
         group = [each for each in group if firsts[each.record.digest] is not each]  # their snapshot is there now
 
 
 def _publish_distinct(
-    layout: Layout, journal: DigestJournal, check: Callable[[], None], group: Sequence[Publication]
+    layout: Layout, journal: DigestJournal, notes: HashNotes, check: Callable[[], None], group: Sequence[Publication]
 ) -> None:
     """Publish versions of which no two have the same content."""
     verified_at = snapshots.now()
@@ -87,6 +88,7 @@ def _publish_distinct(
     _sync(_step(group, lambda each: fetch_records.set_unsynced(layout, each.ref, records[each])))
     _sync(_step(group, lambda each: snapshots.set_name_unsynced(layout, each.ref, each.record.digest)))
     _step(group, lambda each: journal.forget(each.journal_ids))
+    _step(group, lambda each: notes.forget(each.manifest.blob_sizes()))  # its record has what they have
     for each in group:
         if each.failure is not None:
             if each in drafts:

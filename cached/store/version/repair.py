@@ -13,7 +13,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,8 +71,7 @@ def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest
     Raises `HoldfastError` for a disk error."""
     with durable.disk_errors(f"restoring snapshot {digest}"):
         record = _read_record(layout.public.snapshot(digest))
-        recorded = {entry.sha256 for entry in manifest.files if entry.path in record and record[entry.path].is_hashed}
-        rotten = find_rotten(layout, [(digest, manifest)], recorded)  # the others wait for the scrub, or a gate
+        rotten = _find_rotten(layout, manifest, record)
         for sha256 in rotten:  # made anew, the snapshot would have a record that fits it
             blobs.quarantine(layout, sha256)
         condemned = relink(layout, digest, manifest).union(rotten)
@@ -98,39 +97,78 @@ def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest
     return Restored(lost, condemned)
 
 
-def find_changed(
-    layout: Layout, snapshots_here: Iterable[tuple[Digest, Manifest]], sha256s: Collection[str]
+def _find_rotten(layout: Layout, manifest: Manifest, record: Mapping[str, VerifiedFile]) -> list[str]:
+    """Return the blobs of a snapshot that were written to since its record says that they were hashed, and are wrong.
+    Those of which it says nothing, and other files than it speaks of, wait for the scrub, or a gate."""
+    changed = {
+        entry.sha256
+        for entry in manifest.files
+        if entry.path in record
+        and record[entry.path].is_hashed
+        and _fits_if_same(layout.blob(entry.sha256), record[entry.path]) is False
+    }
+    return hash_unproven(layout, changed)[1]
+
+
+def find_unproven(
+    layout: Layout,
+    snapshots_here: Iterable[tuple[Digest, Manifest]],
+    sha256s: Collection[str],
+    find_note: Callable[[str], VerifiedFile | None],
 ) -> set[str]:
-    """Return those of these blobs that are not as any record says that they were when they were hashed, though one is
-    of the same file, or a snapshot links them and has no record of a hash: they were written to since, or nothing
-    tells. A record costs a read, a blob in it a system call."""
-    left, changed = set(sha256s), set[str]()
+    """Return those of these blobs that exist, and are as neither a note (`find_note`) nor any record says that they
+    were when they were hashed: they were written to since, or their names alone tell what they are. A record costs a
+    read, a blob a system call for each record that has it."""
+    left = {sha256 for sha256 in sha256s if _fits_if_same(layout.blob(sha256), find_note(sha256)) is not True}
     for digest, manifest in snapshots_here:
         if not left:
             break
-        listed = [
-            (path, sha256)
-            for path, sha256 in zip(manifest.packed.paths, manifest.packed.blobs(), strict=True)
-            if sha256 in left
-        ]
-        record = _read_record(layout.public.snapshot(digest)) if listed else {}
-        for path, sha256 in listed:
-            fits = _fits_if_same(layout.blob(sha256), record.get(path))
-            if fits:
-                left.discard(sha256)
-            elif fits is False:
-                changed.add(sha256)
-    return changed & left
+        left -= _list_fitting(layout, digest, manifest, left).keys()
+    return {sha256 for sha256 in left if blobs.has(layout, sha256)}
 
 
-def find_rotten(
-    layout: Layout, snapshots_here: Iterable[tuple[Digest, Manifest]], sha256s: Collection[str]
-) -> list[str]:
-    """Hash what `find_changed` finds; return those with a wrong hash."""
-    changed = sorted(find_changed(layout, snapshots_here, sha256s))
-    for sha256 in changed:
+def hash_unproven(layout: Layout, sha256s: Collection[str]) -> tuple[dict[str, VerifiedFile], list[str]]:
+    """Hash blobs; return the right ones as they were then, and the wrong ones. Raises OSError."""
+    right: dict[str, VerifiedFile] = {}
+    wrong = []
+    for sha256 in sorted(sha256s):
+        path = layout.blob(sha256)
         _log.warning("blob %s: no record fits it: hashing it again", sha256)
-    return _find_wrong(layout, changed)
+        found = os.lstat(path)
+        if _hashes_to(path, sha256):
+            right[sha256] = VerifiedFile.of(found, snapshots.now())
+        else:
+            wrong.append(sha256)
+    return right, wrong
+
+
+def list_recorded(layout: Layout, digest: Digest, manifest: Manifest) -> dict[str, VerifiedFile]:
+    """Return the blobs of a snapshot that are as its record says that they were when they were hashed, and that: what
+    is known of them once the snapshot is gone."""
+    return _list_fitting(layout, digest, manifest, manifest.blob_sizes())
+
+
+def list_recorded_unlisted(layout: Layout, digest: Digest) -> dict[str, VerifiedFile]:
+    """Do the same for a snapshot whose manifest went bad: the inodes of its record say which blobs it links."""
+    record = {seen.ino: seen for seen in _read_record(layout.public.snapshot(digest)).values()}
+    linked = (blob for blob in blobs.list_blobs(layout) if record and blob.inode() in record)
+    return {blob.name: record[blob.inode()] for blob in linked if _fits_if_same(Path(blob), record[blob.inode()])}
+
+
+def _list_fitting(
+    layout: Layout, digest: Digest, manifest: Manifest, sha256s: Container[str]
+) -> dict[str, VerifiedFile]:
+    listed = [
+        (path, sha256)
+        for path, sha256 in zip(manifest.packed.paths, manifest.packed.blobs(), strict=True)
+        if sha256 in sha256s
+    ]
+    record = _read_record(layout.public.snapshot(digest)) if listed else {}
+    return {
+        sha256: record[path]
+        for path, sha256 in listed
+        if path in record and _fits_if_same(layout.blob(sha256), record[path])
+    }
 
 
 def find_rotten_unlisted(layout: Layout, digest: Digest) -> list[str]:
@@ -145,11 +183,7 @@ def find_rotten_unlisted(layout: Layout, digest: Digest) -> list[str]:
             changed.add(os.lstat(path).st_ino)
     if not changed:
         return []
-    return _find_wrong(layout, [blob.name for blob in blobs.list_blobs(layout) if blob.inode() in changed])
-
-
-def _find_wrong(layout: Layout, sha256s: Iterable[str]) -> list[str]:
-    return [sha256 for sha256 in sha256s if not _hashes_to(layout.blob(sha256), sha256)]
+    return hash_unproven(layout, [blob.name for blob in blobs.list_blobs(layout) if blob.inode() in changed])[1]
 
 
 def relink(layout: Layout, digest: Digest, manifest: Manifest) -> frozenset[str]:

@@ -19,6 +19,7 @@ _PLACES = (
     (r"private/daemon\.sock", "socket"),
     (r"private/pins\.json", "pins"),
     (r"private/digests\.jsonl", "digest journal"),
+    (r"private/hashed\.jsonl", "hash notes"),
     (r"private/start-index", "start index"),
     (r"private/\.tmp-start-index[^/]+", "start index temporary"),
     (r"private/\.tmp-[^/]+", "private temporary"),

@@ -52,6 +52,7 @@ from cached.node.threads import Blocking
 from cached.sources.base import Source, identity_of
 from cached.store.blob import blobs, ingest
 from cached.store.blob.digest_journal import DigestJournal
+from cached.store.blob.hash_notes import HashNotes
 from cached.store.disk.root import Root
 from cached.store.start import recovery
 from cached.store.version import deletion
@@ -227,10 +228,11 @@ class _Place:
 class Bytes:
     """Stands for the workers: a download has the bytes that the test gives it."""
 
-    def __init__(self, layout: Layout, disk: Disk, journal: DigestJournal) -> None:
+    def __init__(self, layout: Layout, disk: Disk, journal: DigestJournal, notes: HashNotes) -> None:
         self._layout = layout
         self._disk = disk
         self._journal = journal
+        self._notes = notes
         self.downloads: list[Download] = []
         self.begun = 0
 
@@ -277,6 +279,8 @@ class Bytes:
             self._journal.record({download.spec.key.id: blob.sha256})
         os.truncate(folder / "data", blob.size)
         fresh = blobs.commit(self._layout, folder / "data", blob.sha256)
+        if fresh:
+            self._notes.note(self._layout, [blob.sha256])
         download.placed = Verified(blob.sha256, blob.size, fresh)
         ingest.forget(self._layout, download.spec.key.id)
         self._disk.changed()
@@ -407,7 +411,8 @@ class Node:
         self.lock = Root(self.layout)
         journal = DigestJournal(self.layout.digests, recovered.digests)
         metrics = DaemonMetrics()
-        self.bytes = Bytes(self.layout, self.disk, journal)
+        notes = HashNotes(self.layout.hashed, recovered.hashed)
+        self.bytes = Bytes(self.layout, self.disk, journal, notes)
         self.downloads = Downloads(self.layout, self.bytes, self.ledger)  # type: ignore[arg-type]  # what it uses of them
         self.publisher = Publisher(
             layout=self.layout,
@@ -418,6 +423,7 @@ class Node:
             blocking=pool,
             cluster=self.cluster,
             journal=journal,
+            notes=notes,
             ignoring_own=contextlib.nullcontext,
         )
         self.transfers = VersionFetches(

@@ -22,6 +22,7 @@ from cached.node.publisher import Publisher
 from cached.node.status_files import StatusFiles
 from cached.node.threads import Blocking
 from cached.store.blob.digest_journal import DigestJournal
+from cached.store.blob.hash_notes import HashNotes
 from cached.store.disk.root import Root
 from cached.store.start import recovery
 from cached.store.version import snapshots
@@ -58,6 +59,7 @@ class Publishing:
             blocking=self.blocking,
             cluster=Cluster(),
             journal=journal,
+            notes=HashNotes(layout.hashed, {}),
             ignoring_own=contextlib.nullcontext,
         )
 
@@ -80,12 +82,17 @@ class Publishing:
         assert await asyncio.to_thread(self.started.acquire, timeout=DEADLINE_S)
 
     def publish_all(
-        self, layout: Layout, journal: DigestJournal, check: Callable[[], None], group: Sequence[Publication]
+        self,
+        layout: Layout,
+        journal: DigestJournal,
+        notes: HashNotes,
+        check: Callable[[], None],
+        group: Sequence[Publication],
     ) -> None:
         self.groups.append([each.ref.version for each in group])
         self.started.release()
         assert self.may_go_on.acquire(timeout=DEADLINE_S)
-        publish_all(layout, journal, check, group)
+        publish_all(layout, journal, notes, check, group)
 
 
 @pytest.fixture

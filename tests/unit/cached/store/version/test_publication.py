@@ -13,6 +13,7 @@ from cached.contract.errors import HoldfastError, Permanent, Transient
 from cached.contract.layout import Layout
 from cached.contract.reference import ModelRef
 from cached.store.blob.digest_journal import DigestJournal
+from cached.store.blob.hash_notes import HashNotes
 from cached.store.disk import durable
 from cached.store.version import fetch_records, snapshots
 from cached.store.version.fetch_records import FetchRecord
@@ -30,7 +31,7 @@ def _publication(ref: ModelRef, files: Mapping[str, bytes]) -> Publication:
 
 def _publish(layout: Layout, group: list[Publication]) -> list[str | None]:
     """Publish a group; return the codes of the errors."""
-    publish_all(layout, DigestJournal(layout.digests, {}), lambda: None, group)
+    publish_all(layout, DigestJournal(layout.digests, {}), HashNotes(layout.hashed, {}), lambda: None, group)
     return [each.failure.code if isinstance(each.failure, HoldfastError) else None for each in group]
 
 
@@ -132,6 +133,6 @@ def test_a_group_on_another_root_is_refused(layout: Layout) -> None:
 
     add_blob(layout, b"a")
     group = [_publication(ref, {"f": b"a"}) for ref in REFS]
-    publish_all(layout, DigestJournal(layout.digests, {}), check, group)
+    publish_all(layout, DigestJournal(layout.digests, {}), HashNotes(layout.hashed, {}), check, group)
     assert [each.failure is not None for each in group] == [True] * 3
     assert tree(layout.public.snapshots) == set()
