@@ -11,12 +11,12 @@ from functools import partial
 from urllib.parse import quote, unquote, urlsplit
 
 from cached.contract.errors import HoldfastError, Permanent
-from cached.contract.manifest import CHAINS_NAME, MANIFEST_NAME, MAX_MANIFEST_BYTES
+from cached.contract.manifest import CHAINS_NAME, MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME
 from cached.contract.program.thread_pool import start_pool
 from cached.core.listing import Listing, RemoteFile, Unlisted, WeakValidators, bad_name, is_reserved
 from cached.sources.base import identity_of, stretched
 from cached.sources.http.index import IndexEntry, path_of, read_index
-from cached.sources.manifests import read_manifest
+from cached.sources.manifests import read_manifest, unfinished_publish
 from cached.transport.client import Head, HttpClient, Response
 from cached.transport.connection.cancel import Cancellation
 from cached.transport.connection.thread_call import call_in_thread
@@ -130,7 +130,9 @@ class WebSource:
             return listing
         index = self._crawl(folder, cancellation)
         if index.files or index.unlisted:
-            return self._listing(index, cancellation)
+            listing = self._listing(index, cancellation)
+            self._refuse_unfinished(folder, cancellation)
+            return listing
         if absent.code == "forbidden":
             raise absent
         expected = f"expected {MANIFEST_NAME} there, a file, or a folder that the server lists"
@@ -151,6 +153,19 @@ class WebSource:
         )
         chains = RemoteFile(CHAINS_NAME, folder + CHAINS_NAME, None)
         return Listing(files, self._identity, manifest, tag=_lasting_etag(response), chains=chains)
+
+    def _refuse_unfinished(self, folder: str, cancellation: Cancellation) -> None:
+        """Raise `Transient` (`publishing`) where an index without a manifest was one of a publish. Asked after the
+        index, and the mark first: a publish that was under way then has its mark there still, or its manifest."""
+        for name in (PUBLISHING_NAME, MANIFEST_NAME):
+            try:
+                found = self._client.fetch(self._target(folder + name), MAX_MANIFEST_BYTES, cancellation)
+            except Permanent as error:
+                if error.code not in _ABSENT:
+                    raise
+            else:
+                if page_in(found.body) is None:  # some servers have a page for every path
+                    raise unfinished_publish(display_url(folder + name))
 
     def _from_file(self, cancellation: Cancellation) -> Listing | None:
         if self._place.endswith("/"):

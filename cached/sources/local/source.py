@@ -71,15 +71,21 @@ class LocalSource:
         if manifest is not None:
             files = tuple(self._published(entry) for entry in manifest.files)
             return Listing(files, _IDENTITY, manifest, chains=self._chains())
-        if os.path.lexists(self._base / PUBLISHING_NAME):
-            raise unfinished_publish(str(self._base / PUBLISHING_NAME))
+        self._refuse_unfinished()
         tree = walk(self._base)
+        self._refuse_unfinished()  # one that was under way during the walk
         if not (tree.files or tree.odd or tree.unlisted):
             raise Permanent(
                 "not_found", f"{self._base}: expected {MANIFEST_NAME} or files, found none", "check the path"
             )
         odd = (RemoteFile(path, "", None, problem=problem) for path, problem in sorted(tree.odd.items()))
         return Listing((*map(_remote, tree.files), *odd), _IDENTITY, unlisted=tuple(tree.unlisted))
+
+    def _refuse_unfinished(self) -> None:
+        """Raise `Transient` (`publishing`) where a publish is under way, or has ended since no manifest was found."""
+        for path in (self._base / PUBLISHING_NAME, self._base / MANIFEST_NAME):
+            if os.path.lexists(path):
+                raise unfinished_publish(str(path))
 
     def _manifest(self) -> Manifest | None:
         path = self._base / MANIFEST_NAME

@@ -175,9 +175,9 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
     yield from EVERYWHERE[request.param](request, tmp_path)
 
 
-@pytest.fixture(params=["folder", "moto", "rclone", "gcs", "fake-gcs-server", "azure", "azurite"])
+@pytest.fixture(params=["folder", "nginx", "moto", "rclone", "gcs", "fake-gcs-server", "azure", "azurite"])
 def published_to(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
-    """The places that `holdfast publish` writes to."""
+    """The places that `holdfast publish` writes to, and a web server over one."""
     yield from EVERYWHERE[request.param](request, tmp_path)
 
 

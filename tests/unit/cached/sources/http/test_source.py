@@ -8,14 +8,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cached.contract.errors import HoldfastError, InvalidManifest, Permanent
+from cached.contract.errors import HoldfastError, InvalidManifest, Permanent, Transient
 from cached.contract.manifest import FileEntry, Manifest
 from cached.core.listing import Listing, WeakValidators
 from cached.sources.base import Source
+from cached.sources.http.index import IndexEntry, read_index
 from cached.sources.http.source import WebSource
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
@@ -338,7 +341,8 @@ async def test_bad_names_are_refused(client: HttpClient, origin: HostileOrigin, 
     assert isinstance(error, Permanent)
     assert error.code == "bad_name"
     assert origin.url("/v1/") in error.message
-    assert {seen.path for seen in origin.requests} <= {"/v1/", "/v1/holdfast.json", "/v1/good"}
+    own = {"/v1/holdfast.json", "/v1/.holdfast/publishing"}
+    assert {seen.path for seen in origin.requests} <= {"/v1/", "/v1/good", *own}
 
 
 async def test_a_json_index_with_a_name_that_is_no_text(client: HttpClient, origin: HostileOrigin) -> None:
@@ -393,6 +397,35 @@ async def test_an_index_elsewhere_gets_no_credentials(client: HttpClient, origin
 
 
 # --- nothing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("appears", [".holdfast/publishing", "holdfast.json"])
+async def test_a_publish_while_the_index_is_read_is_no_version(
+    client: HttpClient, origin: HostileOrigin, monkeypatch: pytest.MonkeyPatch, appears: str
+) -> None:
+    """An index that was read while a publish began or ended is not taken for a version: it may have files of two."""
+    page = '<title>Index of /v1/</title><a href="a.bin">a.bin</a>'
+    origin.put("/v1/", page.encode(), content_type="text/html")
+    origin.put("/v1/a.bin", b"a")
+    monkeypatch.setattr("cached.sources.http.source.read_index", partial(_read_late, origin, f"/v1/{appears}"))
+    error = await _error(origin.url("/v1/"), client)
+    assert isinstance(error, Transient)
+    assert error.code == "publishing"
+    assert appears in error.message
+
+
+def _read_late(origin: HostileOrigin, path: str, *arguments: Any) -> list[IndexEntry] | None:
+    """Read an index while a publisher writes `path`."""
+    origin.put(path, b"{}")
+    return read_index(*arguments)
+
+
+async def test_a_page_for_every_path_is_no_mark(client: HttpClient, origin: HostileOrigin) -> None:
+    """A server that has a page in place of what is missing has an index all the same."""
+    origin.put("/v1/", b'<title>Index of /v1/</title><a href="a.bin">a.bin</a>', content_type="text/html")
+    origin.put("/v1/a.bin", b"a")
+    origin.put("/v1/.holdfast/publishing", b"<!doctype html><title>Home</title>", content_type="text/html")
+    assert [file.path for file in (await WebSource(origin.url("/v1/"), client).resolve()).files] == ["a.bin"]
 
 
 async def test_nothing_there(client: HttpClient, origin: HostileOrigin) -> None:
