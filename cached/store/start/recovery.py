@@ -31,7 +31,7 @@ from cached.core.space import OnDisk
 from cached.store.blob import blobs as committed
 from cached.store.blob import digest_journal, hash_notes, ingest
 from cached.store.disk import durable
-from cached.store.disk.root import check_file_system
+from cached.store.disk.root import Root, check_file_system
 from cached.store.start import index
 from cached.store.version import deletion, fetch_records, kept_snapshots, repair, snapshots
 from cached.store.version.fetch_records import FetchRecord
@@ -64,14 +64,16 @@ class Recovered:
 
 
 def prepare(layout: Layout) -> None:
-    """Create the missing parts of the tree; raises `Permanent` (`bad_root`) for an unfit root or file system."""
+    """Create the missing parts of the tree; raises `Permanent` (`bad_root`) for an unfit root or file system, and where
+    another daemon works here."""
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
         _check_version(layout)
         make_tree(layout)
-        check_file_system(layout)
-        if not layout.version.exists():
-            durable.replace(layout.version, LAYOUT_VERSION.encode(), 0o644)
+        with contextlib.closing(Root(layout)):  # a daemon that recovers here sweeps the files of our trials
+            check_file_system(layout)
+            if not layout.version.exists():
+                durable.replace(layout.version, LAYOUT_VERSION.encode(), 0o644)
     except OSError as error:
         remedy = "give the daemon a writable folder on a local file system"
         if error.errno == errno.EROFS:

@@ -81,7 +81,8 @@ def sweep(deletion: Deletion) -> int:
     layout, freed = deletion.layout, 0
     with durable.disk_errors("sweeping"):
         for name in sorted(os.listdir(layout.trash)):
-            _delete_trash(layout.trash / name)
+            if not name.startswith(TEMPORARY_PREFIX):  # another program tries the file system: `holdfast doctor`
+                _delete_trash(layout.trash / name)
         for blob in blobs.list_blobs(layout):
             freed += _remove_unclaimed(deletion, blob.name, 0) or 0
         for name in sorted(os.listdir(layout.ingest)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
@@ -19,6 +20,7 @@ from cached.contract.status import ModelStatus, State, encode
 from cached.store.blob import blobs, ingest
 from cached.store.blob.digest_journal import DigestJournal
 from cached.store.blob.ingest import Ingest, IngestKey
+from cached.store.disk.root import Root
 from cached.store.start import recovery
 from cached.store.version import kept_snapshots, snapshots
 from tests.support.filling import add_blob, aligned, manifest_of, publish, tree
@@ -53,6 +55,17 @@ def test_another_layout_is_refused(layout: Layout, version: str) -> None:
         recovery.prepare(layout)
     assert caught.value.code == "bad_root"
     assert layout.version.read_text() == version
+
+
+def test_a_root_of_another_daemon_is_not_tried(layout: Layout) -> None:
+    """A start on the root of a running daemon tries no file system there: no file of its own comes or goes."""
+    with contextlib.closing(Root(layout)):
+        before = [os.stat(folder).st_mtime_ns for folder in (layout.ingest, layout.trash, layout.public.models)]
+        with pytest.raises(Permanent) as caught:
+            recovery.prepare(layout)
+        assert "another daemon works here" in caught.value.message
+        after = [os.stat(folder).st_mtime_ns for folder in (layout.ingest, layout.trash, layout.public.models)]
+    assert after == before
 
 
 def test_a_root_that_cannot_be(tmp_path: Path) -> None:

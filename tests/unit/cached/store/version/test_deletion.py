@@ -9,7 +9,7 @@ from collections.abc import Collection
 import pytest
 
 from cached.contract.digest import Digest
-from cached.contract.layout import Layout
+from cached.contract.layout import TEMPORARY_PREFIX, Layout
 from cached.contract.reference import ModelRef
 from cached.contract.snapshot.lease import take_shared
 from cached.store.blob import blobs
@@ -132,6 +132,21 @@ def test_a_sweep(layout: Layout) -> None:
     assert not blobs.has(layout, loose)
     assert blobs.has(layout, needed)
     assert (layout.public.model_link(ONE) / "mine").read_bytes() == MINE
+
+
+def test_a_sweep_leaves_what_another_program_tries(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file that `holdfast doctor` tries the file system with is its own: that it goes ends no sweep."""
+    trial = layout.trash / f"{TEMPORARY_PREFIX}trial"
+    trial.touch()
+    list_ = os.listdir
+
+    def list_and_end(folder: str | os.PathLike[str]) -> list[str]:
+        names = list_(folder)
+        trial.unlink(missing_ok=True)
+        return names
+
+    monkeypatch.setattr(os, "listdir", list_and_end)
+    assert deletion.sweep(deleting(layout, no_claims(layout))) == 0
 
 
 def test_a_sweep_keeps_what_tells_that_bytes_are_bad(layout: Layout) -> None:
