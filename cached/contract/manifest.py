@@ -25,6 +25,7 @@ SCHEMA = "holdfast.dev/manifest/v1"
 MANIFEST_NAME = "holdfast.json"  # at a source
 RESERVED = ".holdfast"
 PUBLISHING_NAME = f"{RESERVED}/publishing"  # at a source, while `publish` uploads files and no manifest is valid yet
+REPLACED_NAME = f"{RESERVED}/replaced"  # at a source: the manifest of the version that a publish replaces
 CHAINS_NAME = f"{RESERVED}/chains"  # at a source: sha256's chaining values of large files, for nodes that share pieces
 MAX_SEGMENT_BYTES = 255  # NAME_MAX on Linux
 MAX_PATH_BYTES = 1024  # S3's limit on a key

@@ -204,7 +204,7 @@ async def _publish(content: FolderContent, destination: Destination, options: ar
     async with contextlib.aclosing(destination):
         decided = await decide()
         if decided.is_done:
-            await clear_mark(decided, destination, _say)
+            await clear_mark(decided, destination, options.threads, _say)
             return decided
         label = f"uploading {format_count(len(decided.uploads), 'file')}"
         with ByteProgress(sys.stderr, label, decided.upload_bytes) as progress:

@@ -70,6 +70,13 @@ class Destination(Protocol):
     async def keep_claim(self) -> None:
         """Renew the mark; raises `another_publisher` if it is no longer this publisher's."""
 
+    async def read_replaced(self) -> bytes | None:
+        """Return the manifest that `keep_replaced` wrote, of a publish that did not end; None if there is none. Asked
+        only where `is_marked`."""
+
+    async def keep_replaced(self, manifest: bytes) -> None:
+        """Write the manifest of the version that is replaced to `.holdfast/replaced`, durably, over another one."""
+
     async def withdraw(self) -> None:
         """Remove `holdfast.json`, durably."""
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from cached.contract.errors import Permanent, Transient
 from cached.contract.layout import TEMPORARY_PREFIX
-from cached.contract.manifest import CHAINS_NAME, MANIFEST_NAME, PUBLISHING_NAME, RESERVED, FileEntry
+from cached.contract.manifest import CHAINS_NAME, MANIFEST_NAME, PUBLISHING_NAME, REPLACED_NAME, RESERVED, FileEntry
 from cached.contract.program import limits
 from cached.contract.snapshot.verify import hash_file
 from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
@@ -79,6 +79,12 @@ class FolderDestination:
 
     async def keep_claim(self) -> None:
         await asyncio.to_thread(self._check_mark)
+
+    async def read_replaced(self) -> bytes | None:
+        return await asyncio.to_thread(self._read, REPLACED_NAME)
+
+    async def keep_replaced(self, manifest: bytes) -> None:
+        await asyncio.to_thread(self._write_record, REPLACED_NAME, manifest)
 
     async def withdraw(self) -> None:
         await self.delete(MANIFEST_NAME)

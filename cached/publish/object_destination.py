@@ -8,7 +8,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from cached.contract.manifest import CHAINS_NAME, MANIFEST_NAME, MAX_MANIFEST_BYTES, PUBLISHING_NAME, FileEntry
+from cached.contract.manifest import (
+    CHAINS_NAME,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    PUBLISHING_NAME,
+    REPLACED_NAME,
+    FileEntry,
+)
 from cached.peers.chain_file import MAX_CHAIN_FILE_BYTES
 from cached.publish.destination import Say, Stored
 from cached.publish.mark import MAX_MARK_BYTES, Mark, another_publisher
@@ -73,6 +80,12 @@ class ObjectDestination(ABC):
 
     async def keep_claim(self) -> None:
         await self.mark.keep()
+
+    async def read_replaced(self) -> bytes | None:
+        return await self._read_record(REPLACED_NAME, MAX_MANIFEST_BYTES)
+
+    async def keep_replaced(self, manifest: bytes) -> None:
+        await self._write_record(REPLACED_NAME, manifest, self.listed_tag(REPLACED_NAME))
 
     async def withdraw(self) -> None:
         await self.delete(MANIFEST_NAME)

@@ -2,7 +2,8 @@
 
 Law: `make_plan` changes nothing. `carry_out_plan` may be interrupted anywhere by a crash: it marks, deletes an outdated
 manifest, writes files and the new manifest, deletes files that only the old manifest lists, and unmarks. So a manifest
-never describes missing bytes, and between the mark and the manifest no source accepts the files as a version. The
+never describes missing bytes, and between the mark and the manifest no source accepts the files as a version. The old
+manifest is kept beside the mark, so that the next publisher knows its files. The
 chaining values, a hint for nodes, are written before the manifest, and fail no publish. One
 publisher at a time per version: the mark names it, and before and after the manifest is written every file must be the
 one that was checked.
@@ -11,12 +12,13 @@ one that was checked.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
 
 from cached.contract.digest import Digest
 from cached.contract.errors import HoldfastError, InvalidManifest, Permanent
-from cached.contract.manifest import CHAINS_NAME, Manifest
+from cached.contract.manifest import CHAINS_NAME, REPLACED_NAME, FileEntry, Manifest
 from cached.publish.content import FolderContent
 from cached.publish.destination import Destination, Progress, Say, Stored, Upload
 from cached.publish.mark import Mark
@@ -40,15 +42,17 @@ class Comparisons:
 @dataclass(frozen=True, slots=True)
 class PublishPlan:
     """The changes at the destination. `uploads`: files to upload, and how each differs. `sealed`: the right manifest
-    exists already. `replaced`: the digest of another version's manifest, if any; `obsolete`: paths that only that one
-    lists. `writes_chains`, `deletes_chains`: whether the file of chaining values is missing or another version's.
-    `manifest` and `listing`: the destination's state when the plan was made."""
+    exists already. `replaced`: the digest of another version's manifest, if any; `obsolete`: files that only that one
+    lists, or the one that a publish withdrew which did not end (`is_resumed`). `writes_chains`, `deletes_chains`:
+    whether the file of chaining values is missing or another version's. `manifest` and `listing`: the destination's
+    state when the plan was made."""
 
     content: FolderContent
     uploads: dict[Upload, str]
     sealed: bool
     replaced: Digest | None
-    obsolete: tuple[str, ...]
+    obsolete: tuple[FileEntry, ...]
+    is_resumed: bool
     writes_chains: bool
     deletes_chains: bool
     manifest: bytes | None = field(repr=False)
@@ -63,6 +67,22 @@ class PublishPlan:
     def is_done(self) -> bool:
         """Whether there is nothing to do."""
         return self.is_published and not self.writes_chains
+
+    def list_in_the_way(self) -> list[FileEntry]:
+        """Return the old files that stand where a new one needs a folder, or below where a new one goes: in a folder
+        both cannot be, so they go before the new ones come."""
+        manifest = self.content.manifest
+        files, folders = {file.path for file in manifest.files}, frozenset(manifest.list_folders())
+        return [
+            each
+            for each in self.obsolete
+            if each.path in folders or not files.isdisjoint(map(str, PurePosixPath(each.path).parents))
+        ]
+
+    def list_beside(self) -> list[str]:
+        """Return the paths of the other old files."""
+        gone = frozenset(each.path for each in self.list_in_the_way())
+        return [each.path for each in self.obsolete if each.path not in gone]
 
     @property
     def upload_bytes(self) -> int:
@@ -116,11 +136,23 @@ async def make_plan(
     await in_parallel(requests, compare, content.uploads)
     other = None if sealed else stored_manifest
     replaced = None if other is None else Digest.of(other)
-    obsolete = () if other is None else _obsolete(other, content.manifest)
+    withdrawn = await destination.read_replaced() if await destination.is_marked() else None
+    obsolete = _obsolete([each for each in (other, withdrawn) if each is not None], content.manifest)
     chains = None if sealed and content.chains is None else await _read_chains(destination)
     writes = destination.keeps_chains and content.chains not in (None, chains)
     deletes = content.chains is None and chains is not None and not sealed
-    return PublishPlan(content, uploads, sealed, replaced, obsolete, writes, deletes, stored_manifest, listing)
+    return PublishPlan(
+        content=content,
+        uploads=uploads,
+        sealed=sealed,
+        replaced=replaced,
+        obsolete=obsolete,
+        is_resumed=withdrawn is not None,
+        writes_chains=writes,
+        deletes_chains=deletes,
+        manifest=stored_manifest,
+        listing=listing,
+    )
 
 
 async def _read_chains(destination: Destination) -> bytes | None:
@@ -175,13 +207,16 @@ async def carry_out_plan(
     return plan
 
 
-async def clear_mark(plan: PublishPlan, destination: Destination, say: Say) -> None:
-    """Remove the mark that a publisher left which was killed after the manifest of this plan's version; leave that of a
-    living one. A failure is a message: the version is there."""
+async def clear_mark(plan: PublishPlan, destination: Destination, requests: int, say: Say) -> None:
+    """Remove the mark, and the old files, that a publisher left which was killed after the manifest of this plan's
+    version; leave those of a living one. A failure is a message: the version is there."""
     if not await destination.is_marked():
         return
     try:
         await destination.claim(Mark.new(plan.content.manifest.digest), say)
+        if plan.is_resumed and await destination.read_manifest() == plan.manifest:  # none has been published since
+            await in_parallel(requests, destination.delete, plan.list_beside())
+            await destination.delete(REPLACED_NAME)
         await destination.unmark()
     except HoldfastError as error:
         if error.code != "another_publisher":
@@ -213,7 +248,11 @@ async def _carry_out(plan: PublishPlan, destination: Destination, requests: int,
         return
     await destination.keep_claim()
     if plan.replaced is not None:
+        assert plan.manifest is not None
+        await destination.keep_replaced(plan.manifest)
         await destination.withdraw()
+    if old := plan.list_in_the_way():  # as far as they are there: a publish that was killed may have gone further
+        await in_parallel(requests, destination.delete, await destination.list_files(old))
     checked = dict(plan.listing)
 
     async def put(upload: Upload) -> None:
@@ -274,7 +313,9 @@ async def _check_untouched(manifest: Manifest, checked: dict[str, Stored], desti
 async def _tidy(plan: PublishPlan, destination: Destination, requests: int, say: Say) -> None:
     try:
         chains = (CHAINS_NAME,) if plan.deletes_chains else ()
-        await in_parallel(requests, destination.delete, (*plan.obsolete, *chains))
+        await in_parallel(requests, destination.delete, (*plan.list_beside(), *chains))
+        if plan.is_resumed or plan.replaced is not None:  # after the files that it names
+            await destination.delete(REPLACED_NAME)
         await destination.unmark()
     except Permanent as error:
         # The version is published: a role without the right to delete leaves files that no reader uses.
@@ -282,10 +323,13 @@ async def _tidy(plan: PublishPlan, destination: Destination, requests: int, say:
         await destination.give_up()
 
 
-def _obsolete(stored_manifest: bytes, manifest: Manifest) -> tuple[str, ...]:
-    try:
-        old = Manifest.parse(stored_manifest)
-    except InvalidManifest:
-        return ()  # its files are unknown: none is deleted
+def _obsolete(old_manifests: Sequence[bytes], manifest: Manifest) -> tuple[FileEntry, ...]:
     kept = {file.path for file in manifest.files}
-    return tuple(file.path for file in old.files if file.path not in kept)
+    found: dict[str, FileEntry] = {}
+    for data in old_manifests:
+        try:
+            old = Manifest.parse(data)
+        except InvalidManifest:
+            continue  # its files are unknown: none is deleted
+        found |= {file.path: file for file in old.files if file.path not in kept}
+    return tuple(found.values())

@@ -150,6 +150,13 @@ class OciDestination:
     async def keep_claim(self) -> None:
         """Do nothing, as `claim`."""
 
+    async def read_replaced(self) -> bytes | None:
+        """Return None, as `withdraw`."""
+        return None
+
+    async def keep_replaced(self, manifest: bytes) -> None:
+        """Do nothing, as `withdraw`."""
+
     async def withdraw(self) -> None:
         """Do nothing: the tag names the version before until `seal` moves it, and its blobs stay as they are."""
 

@@ -17,7 +17,14 @@ from typing import Any
 from botocore.exceptions import ClientError
 
 from cached.contract.errors import HoldfastError, Permanent, Transient
-from cached.contract.manifest import CHAINS_NAME, MANIFEST_NAME, PUBLISHING_NAME, FileEntry
+from cached.contract.manifest import (
+    CHAINS_NAME,
+    MANIFEST_NAME,
+    MAX_MANIFEST_BYTES,
+    PUBLISHING_NAME,
+    REPLACED_NAME,
+    FileEntry,
+)
 from cached.peers.chain_file import MAX_CHAIN_FILE_BYTES
 from cached.publish.destination import PART_BYTES, Progress, Say, Stored, Upload
 from cached.publish.mark import Mark, another_publisher
@@ -103,6 +110,13 @@ class S3Destination:
 
     async def keep_claim(self) -> None:
         await self._mark.keep()
+
+    async def read_replaced(self) -> bytes | None:
+        found = await self._client.read_small(self._key(REPLACED_NAME), MAX_MANIFEST_BYTES)
+        return None if found is None else found.body
+
+    async def keep_replaced(self, manifest: bytes) -> None:
+        await self._writer.put(self._key(REPLACED_NAME), manifest)
 
     async def withdraw(self) -> None:
         await self.delete(MANIFEST_NAME)

@@ -17,6 +17,8 @@ from cached.publish.destination import Progress, Say, Stored, Upload
 from cached.publish.mark import Mark, another_publisher
 from cached.publish.plan import FORCED, PLAIN, Comparisons, PublishPlan, carry_out_plan, make_plan, refuse_replacing
 
+ENDED = ("delete .holdfast/replaced", "unmark")  # a publish over another version
+
 
 class Recorder:
     """A destination in memory that writes down what is asked of it."""
@@ -29,6 +31,7 @@ class Recorder:
         self.files = files
         self.there = manifest
         self.chains: bytes | None = None
+        self.replaced: bytes | None = None  # also the mark of a publish that did not end
         self.steps: list[str] = []
         self.failing: dict[str, Exception] = {}
         self.lost = False  # another publisher has the mark
@@ -63,7 +66,7 @@ class Recorder:
         self.chains = data
 
     async def is_marked(self) -> bool:
-        return False
+        return self.replaced is not None
 
     async def claim(self, mark: Mark, say: Say) -> None:
         self.step("claim")
@@ -74,6 +77,13 @@ class Recorder:
 
     async def give_up(self) -> None:
         self.step("give up")
+
+    async def read_replaced(self) -> bytes | None:
+        return self.replaced
+
+    async def keep_replaced(self, manifest: bytes) -> None:
+        self.replaced = manifest
+        self.step("keep replaced")
 
     async def withdraw(self) -> None:
         self.there = None
@@ -133,7 +143,7 @@ async def test_replacing_removes_the_old_manifest_before_it_could_lie() -> None:
     old = content(a=b"1", gone=b"x")
     destination = Recorder({"a": b"1", "gone": b"x"}, old.manifest.canonical())
     await carry_out(content(a=b"1", b=b"2"), destination)
-    assert destination.steps == ["claim", "withdraw", "put b", "seal", "delete gone", "unmark"]
+    assert destination.steps == ["claim", "keep replaced", "withdraw", "put b", "seal", "delete gone", *ENDED]
 
 
 async def test_the_same_version_asks_for_nothing() -> None:
@@ -204,7 +214,7 @@ async def test_chaining_values_go_with_their_version() -> None:
     decided, _ = await carry_out(content(a=b"1"), destination)
     assert decided.is_done and destination.steps == []
     await carry_out(content(b=b"2"), destination)
-    assert sorted(destination.steps[-3:-1]) == ["delete .holdfast/chains", "delete a"]
+    assert sorted(destination.steps[-4:-2]) == ["delete .holdfast/chains", "delete a"]
 
 
 async def test_where_there_is_no_place_none_are_written() -> None:

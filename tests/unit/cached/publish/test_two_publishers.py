@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,10 +20,14 @@ from cached.contract.errors import Permanent
 from cached.contract.manifest import PUBLISHING_NAME
 from cached.publish import object_mark
 from cached.publish.azure.destination import AzureDestination
+from cached.publish.content import hash_all, list_folder
+from cached.publish.destination import Destination
 from cached.publish.folder import FolderDestination
 from cached.publish.gcs.destination import GcsDestination
 from cached.publish.mark import Mark
 from cached.publish.object_mark import ObjectMark
+from cached.publish.plan import FORCED, PublishPlan, carry_out_plan, clear_mark, make_plan
+from cached.publish.s3.destination import S3Destination
 from cached.publish.s3.mark import S3MarkStore
 from cached.publish.s3.objects import S3Writer
 from cached.sources.s3.address import S3Address
@@ -122,6 +127,96 @@ def test_a_mark_beside_a_whole_version_is_removed(tmp_path: Path, place: Place) 
     place.put(PUBLISHING_NAME, replace(Mark.new(Digest.parse(digest)), ended=True).encode())
     assert published(folder, place.uri, env=place.env)["uploaded_files"] == 0
     assert set(place.files()) == {"holdfast.json", "s0.bin", "s1.bin"}
+
+
+CHANGES = ("claim", "keep_replaced", "withdraw", "put", "write_chains", "seal", "delete", "unmark")
+
+
+class Killed(BaseException):
+    """The publisher's process ended."""
+
+
+class CutDestination:
+    """A destination whose publisher is killed before its change number `last`: from then on it does nothing."""
+
+    def __init__(self, destination: Destination, last: int) -> None:
+        self._destination = destination
+        self._left = last
+
+    def __getattr__(self, name: str) -> Any:
+        self._left -= name in CHANGES
+        if self._left < 0:
+            raise Killed
+        return getattr(self._destination, name)
+
+
+async def replace_version(folder: Path, place: Place, last: int) -> bool:
+    """Publish a folder over another version, up to a change; return whether it was killed there."""
+    content = hash_all(list_folder(folder, None, None).files, 1, lambda _size: None)
+    is_bucket = place.uri.startswith("s3:")
+    destination = S3Destination(place.uri, 1) if is_bucket else FolderDestination(Path(place.uri))
+    cut: Any = CutDestination(destination, last)
+
+    async def decide() -> PublishPlan:
+        return await make_plan(content, cut, 1, FORCED)
+
+    try:
+        plan = await decide()
+        if plan.is_done:
+            await clear_mark(plan, cut, 1, print)
+        else:
+            await carry_out_plan(plan, decide, cut, 1, lambda _size: None, print)
+    except BaseException as error:  # of the task group, or its own
+        if not isinstance(error, Killed | BaseExceptionGroup):
+            raise
+        return True
+    finally:
+        await destination.aclose()
+    return False
+
+
+def check_readable(place: Place) -> None:
+    """A reader finds a manifest that is right of every file, or the mark."""
+    stored = place.files()
+    listed = {
+        file["path"]: file["sha256"] for file in json.loads(stored.get("holdfast.json", '{"files": []}'))["files"]
+    }
+    assert {path: hashlib.sha256(stored[path]).hexdigest() for path in listed} == listed
+    assert listed or PUBLISHING_NAME in stored
+
+
+FLAT = {"tokenizer": b"one", "old.bin": b"old", "w.bin": b"w1"}
+NESTED = {"tokenizer/a.json": b"two", "tokenizer/b/c.json": b"three", "w.bin": b"w2"}
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [(FLAT, NESTED), (NESTED, FLAT)], ids=["folder for file", "file for folder"]
+)
+async def test_a_replacement_may_be_killed_anywhere(
+    tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch, before: dict[str, bytes], after: dict[str, bytes]
+) -> None:
+    """Killed before any of its changes, a publish over another version leaves nothing that reads as a mix; the next
+    one publishes whole, and leaves no file of the version before, also where a folder takes a file's place."""
+    monkeypatch.setattr(object_mark, "_SILENCE_S", 0.0)
+    for name, value in place.env.items():
+        monkeypatch.setenv(name, value)
+    folders = [tmp_path / "before", tmp_path / "after"]
+    for folder, files in zip(folders, (before, after), strict=True):
+        for path, data in files.items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(data)
+    last = 0
+    while True:
+        assert not await replace_version(folders[0], place, 99)
+        assert {path: data for path, data in place.files().items() if path != "holdfast.json"} == before
+        was_killed = await replace_version(folders[1], place, last)
+        check_readable(place)
+        assert not await replace_version(folders[1], place, 99)
+        assert {path: data for path, data in place.files().items() if path != "holdfast.json"} == after
+        if not was_killed:
+            break
+        last += 1
+    assert last > len(after) + 5  # it was killed at each step
 
 
 def test_unfinished_uploads_of_a_killed_publisher_are_aborted(tmp_path: Path, moto: S3Server) -> None:
