@@ -151,6 +151,8 @@ def _read_second(packets: Packets) -> Second:
     while isinstance(line := packets.line(), str):
         name, _, value = line.partition("=")
         capabilities[name] = value
+    if line is not ControlPacket.FLUSH:
+        raise packets.bad("a list of capabilities that ends too early")
     _check_format(capabilities.get("object-format", _SHA1), packets)
     return Second(capabilities)
 

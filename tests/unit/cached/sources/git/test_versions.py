@@ -86,10 +86,12 @@ def test_an_empty_repository_has_no_refs() -> None:
         encode([f"{A} HEAD\0{ALL}"]),
         encode([f"{A[:-1]} HEAD\0{ALL}", ControlPacket.FLUSH]),
         encode(["something", ControlPacket.FLUSH]),
+        encode([*SERVICE, "version 2"]),
+        encode([*SERVICE, "version 2", "agent=git/2", "ls-refs=unborn"]),
     ],
 )
 def test_what_says_nothing_is_a_bad_response(data: bytes) -> None:
-    """An answer without refs and capabilities is `bad_response`."""
+    """An answer without refs and capabilities is `bad_response`, and so is one that was cut between two of them."""
     with pytest.raises(Transient) as caught:
         read_version(packets(data))
     assert caught.value.code == "bad_response"
