@@ -76,7 +76,7 @@ async def run_node(
     explanations = Explanations(config.node, fetching, service.find_not_ready_reason)
     commands = ControlApi(service, Imports(node, fetching, catalog), explanations).make_handler()
     address, control = await stack.enter_async_context(
-        open_listeners(config.listen, node.layout, node.blocking, reads, commands, max_clients)
+        open_listeners(config.listen, node.layout, node.root, node.blocking, reads, commands, max_clients)
     )
     reports = ClusterReports(cluster, node.status_files, node.ledger, cold_starts)
     tasks = {

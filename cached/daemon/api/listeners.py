@@ -1,7 +1,7 @@
 """The two listeners of the daemon: the TCP port for reads, the Unix socket under `private/` for commands.
 
 Law: a port that cannot be bound ends the start; a socket that cannot be made (full or read-only disk) is retried every
-5 s, and made again after it was deleted.
+5 s, and made again after it was deleted, unless another root is at the place of the one that the daemon began with.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from cached.contract.errors import Permanent
+from cached.contract.errors import HoldfastError, Permanent
 from cached.contract.layout import Layout
 from cached.daemon.http.messages import Handler
 from cached.daemon.http.server import HttpServer
 from cached.node.log_once import LogOnce
 from cached.node.threads import Blocking
+from cached.store.disk.root import Root
 
 _log = logging.getLogger("holdfast")
 
@@ -28,10 +29,11 @@ _BACKLOG = 256
 
 
 class ControlListener:
-    """The control socket."""
+    """The control socket, in the folder that `root` has locked."""
 
-    def __init__(self, layout: Layout, blocking: Blocking, server: HttpServer) -> None:
+    def __init__(self, layout: Layout, root: Root, blocking: Blocking, server: HttpServer) -> None:
         self._path = layout.socket
+        self._root = root
         self._blocking = blocking
         self._server = server
         self._listener: asyncio.Server | None = None
@@ -47,11 +49,12 @@ class ControlListener:
     async def ensure_open(self) -> None:
         """Make the socket unless it exists; log a failure once."""
         try:
-            made = await self._blocking.run(_bind_if_missing, self._path, self._made)
+            made = await self._blocking.run(_bind_if_missing, self._root, self._path, self._made)
             if made is not None:
                 await self._listen(*made)
-        except OSError as error:
-            self._log_once.log_error(f"control socket {self._path}", error.strerror or str(error))
+        except (OSError, HoldfastError) as error:
+            found = error.strerror if isinstance(error, OSError) else None
+            self._log_once.log_error(f"control socket {self._path}", found or str(error))
         else:
             self._log_once.log_recovery(f"control socket {self._path}")
 
@@ -87,10 +90,14 @@ def _unlink_if(path: Path, made: os.stat_result | None) -> None:
             path.unlink()
 
 
-def _bind_if_missing(path: Path, made: os.stat_result | None) -> tuple[socket.socket, os.stat_result] | None:
-    """Return a bound socket and its inode's stat; None while `made` is still at `path`. Blocking."""
+def _bind_if_missing(
+    root: Root, path: Path, made: os.stat_result | None
+) -> tuple[socket.socket, os.stat_result] | None:
+    """Return a bound socket and its inode's stat; None while `made` is still at `path`. Blocking. Raises OSError and
+    `HoldfastError`."""
     if _is_there(path, made):
         return None
+    root.check()  # in another root the socket is another daemon's
     # A deep root does not fit a Unix address (107 bytes); its folder, opened, has a short name.
     folder = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -111,6 +118,7 @@ def _bind_if_missing(path: Path, made: os.stat_result | None) -> tuple[socket.so
 async def open_listeners(
     listen: tuple[str, int],
     layout: Layout,
+    root: Root,
     blocking: Blocking,
     reads: Handler,
     control: Handler,
@@ -119,7 +127,7 @@ async def open_listeners(
     """Open both, each for `max_clients` at once; yield the TCP address, and the control listener for `keep_open`.
     Raises `Permanent` (`cannot_listen`). On exit responses in progress get 2 s."""
     tcp, unix = HttpServer(reads, max_clients), HttpServer(control, max_clients)
-    listener = ControlListener(layout, blocking, unix)
+    listener = ControlListener(layout, root, blocking, unix)
     port: asyncio.Server | None = None
     try:
         await listener.ensure_open()

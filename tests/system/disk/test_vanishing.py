@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -59,6 +60,24 @@ def test_a_root_that_is_renamed(tmp_path: Path, place: Place) -> None:
         daemon.wait(lambda: daemon.get("/readyz")[0] == 200, "200 from /readyz")
         check_public(daemon)
         assert "Traceback" not in daemon.log()
+
+
+def test_the_socket_of_the_daemon_that_took_its_place_stays(tmp_path: Path, place: Place) -> None:
+    """A daemon whose root is elsewhere makes no socket in the root that took its place: commands there reach the daemon
+    that works there."""
+    with daemon_process(tmp_path, *OPTIONS) as daemon, daemon_process(tmp_path / "other", *OPTIONS) as other:
+        daemon.write_catalog(_catalog(place))
+        daemon.start()
+        daemon.wait_ready(A)
+        daemon.layout.root.rename(tmp_path / "away")
+        other.write_catalog({})
+        other.layout = daemon.layout
+        other.start()
+        socket = os.lstat(other.layout.socket)
+        looked = re.compile("control socket .*another folder is there")
+        daemon.wait(lambda: looked.search(daemon.log()) is not None, "a look at the socket")
+        assert os.path.samestat(socket, os.lstat(other.layout.socket))
+        assert daemon.control.status()["daemon"]["pid"] == other.pid
 
 
 def test_a_mount_that_is_taken_away(tmp_path: Path, on_ext4: Start, place: Place) -> None:

@@ -25,6 +25,7 @@ from cached.daemon.http import connection
 from cached.daemon.http.messages import HttpRequest, WholeResponse, make_router
 from cached.daemon.http.server import MOST_CONNECTIONS
 from cached.node.threads import Blocking
+from cached.store.disk.root import Root
 from cached.store.start import recovery
 from tests.support.daemon import DaemonProcess, connect_control, prefetched, publish_files
 from tests.support.gates import Gates
@@ -139,7 +140,8 @@ async def test_a_client_that_reads_nothing_is_cut_off(tmp_path: Path, monkeypatc
     layout = Layout(tmp_path / "root")
     recovery.prepare(layout)
     reads, control, blocking = make_router({}), make_router({("GET", "/much"): _answer_much}), Blocking(1)
-    async with listeners.open_listeners(("127.0.0.1", 0), layout, blocking, reads, control, MOST_CONNECTIONS):
+    root = Root(layout)
+    async with listeners.open_listeners(("127.0.0.1", 0), layout, root, blocking, reads, control, MOST_CONNECTIONS):
         reader, writer = await asyncio.open_unix_connection(layout.socket, limit=1000)
         writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readexactly(15)
@@ -148,6 +150,7 @@ async def test_a_client_that_reads_nothing_is_cut_off(tmp_path: Path, monkeypatc
             await reader.readexactly(64 * _MIB)
         writer.close()
     blocking.close()
+    root.close()
 
 
 async def test_an_end_does_not_wait_for_slow_readers(tmp_path: Path) -> None:
@@ -155,13 +158,15 @@ async def test_an_end_does_not_wait_for_slow_readers(tmp_path: Path) -> None:
     layout = Layout(tmp_path / "root")
     recovery.prepare(layout)
     reads, control, blocking = make_router({}), make_router({("GET", "/much"): _answer_much}), Blocking(1)
+    root = Root(layout)
     async with (
         asyncio.timeout(20),
-        listeners.open_listeners(("127.0.0.1", 0), layout, blocking, reads, control, MOST_CONNECTIONS),
+        listeners.open_listeners(("127.0.0.1", 0), layout, root, blocking, reads, control, MOST_CONNECTIONS),
     ):
         reader, writer = await asyncio.open_unix_connection(layout.socket, limit=1000)
         writer.write(b"GET /much HTTP/1.1\r\nHost: x\r\n\r\n")
         await reader.readexactly(15)
+    root.close()
     assert not layout.socket.exists()
     writer.close()
     blocking.close()
