@@ -48,9 +48,13 @@ class HashNotes:
 
     def note(self, layout: Layout, sha256s: Iterable[str]) -> None:
         """Note blobs that were committed just now, of bytes that had this sha256. Raises `HoldfastError`."""
-        verified_at = timestamp(time.time())
+        verified_at, blobs = (
+            timestamp(time.time()),
+            os.fspath(layout.blobs),
+        )  # paths as objects cost more than the calls
         with durable.disk_errors("looking at committed blobs"):
-            self.add({sha256: VerifiedFile.of(os.lstat(layout.blob(sha256)), verified_at) for sha256 in sha256s})
+            looked = ((sha256, os.lstat(f"{blobs}/{sha256[:2]}/{sha256}")) for sha256 in sha256s)
+            self.add({sha256: VerifiedFile.of(found, verified_at) for sha256, found in looked})
 
     def add(self, entries: Mapping[str, VerifiedFile]) -> None:
         """Add entries by sha256. Where the file cannot be written they are in memory only."""
@@ -108,15 +112,7 @@ def read(path: Path) -> dict[str, VerifiedFile]:
 
 def _encode(entries: Mapping[str, VerifiedFile]) -> bytes:
     return "".join(
-        json.dumps(
-            {
-                "sha256": sha256,
-                "ino": seen.ino,
-                "size": seen.size,
-                "mtime_ns": seen.mtime_ns,
-                "verified_at": seen.verified_at,
-            }
-        )
-        + "\n"
+        f'{{"sha256": "{sha256}", "ino": {seen.ino}, "size": {seen.size}, "mtime_ns": {seen.mtime_ns}, '
+        f'"verified_at": "{seen.verified_at}"}}\n'
         for sha256, seen in entries.items()
     ).encode()
