@@ -29,7 +29,7 @@ from cached.node.tree_watch import Changes, Followed, TreeWatch
 from cached.store.disk import durable
 from cached.store.disk.root import Root
 from cached.store.start import recovery
-from cached.store.version import repair, snapshots
+from cached.store.version import repair
 
 _log = logging.getLogger(__name__)
 
@@ -149,7 +149,7 @@ class Inspection:
                     digest
                     for digest in looked
                     if not repair.is_named(self._layout, named[digest], digest)
-                    or (digest in manifests and not snapshots.is_whole(self._layout, digest, manifests[digest]))
+                    or (digest in manifests and not repair.is_intact(self._layout, digest, manifests[digest]))
                 ]
 
         added, damaged = await self._blocking.run(find_damaged)

@@ -294,7 +294,7 @@ class Publisher:
             return False
         with durable.disk_errors(f"looking at snapshot {digest}"):
             is_named = await self._do(repair.is_named, self._layout, refs, digest)
-            return not (is_named and await self._do(snapshots.is_whole, self._layout, digest, manifest))
+            return not (is_named and await self._do(repair.is_intact, self._layout, digest, manifest))
 
     async def _restore_all(self, suspects: Collection[Digest]) -> list[ModelRef]:
         gone: list[ModelRef] = []

@@ -77,7 +77,17 @@ class Stray:
         return f"{self.path!r}: it is not in the manifest"
 
 
-Finding = BadBlob | BadManifest | Apart | Stray
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """A file or folder of the snapshot has a mode by which some user may not read it."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: some user may not read it"
+
+
+Finding = BadBlob | BadManifest | Apart | Stray | Closed
 
 
 def new_piece() -> memoryview:

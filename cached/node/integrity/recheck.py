@@ -29,13 +29,13 @@ from cached.contract.snapshot.verified import VerifiedFile
 from cached.contract.snapshot.verify import check_record
 from cached.contract.status import State
 from cached.node.integrity import files
-from cached.node.integrity.files import Apart, Finding, Stray
+from cached.node.integrity.files import Apart, Closed, Finding, Stray
 from cached.node.integrity.repairs import Repairs, repair
 from cached.node.inventory import Inventory
 from cached.node.status_files import FetchProgress, StatusFiles
 from cached.store.disk import durable
 from cached.store.disk.verity import Sealing
-from cached.store.version import snapshots
+from cached.store.version import modes, snapshots
 from cached.store.version.repair import is_named
 
 _log = logging.getLogger(__name__)
@@ -169,7 +169,7 @@ class Recheck:
     async def _repair(self, checking: _Check) -> None:
         for finding in checking.findings:
             _log.error("snapshot %s: %s", checking.digest, finding)
-            if not isinstance(finding, Apart | Stray):
+            if not isinstance(finding, Apart | Stray | Closed):
                 self._count_bad()
         await repair(self._versions, checking.digest, checking.findings)
 
@@ -251,6 +251,7 @@ class _Check:
             apart = (e for e in self.manifest.files if not snapshots.is_blob(self._layout, self.snapshot, e))
             self.findings += [Apart(entry.path) for entry in apart]
             self.findings += map(Stray, find_strays(self.snapshot, self.manifest))
+            self.findings += map(Closed, modes.find_closed(self._layout, self.digest, self.manifest))
         self._before = files.read_record(self._layout, self.digest)
         self._suspects = {entry.path for entry in self.manifest.files if not self._fits(entry.path, self._before)}
         order = sorted(self.manifest.files, key=lambda entry: (entry.path not in self._suspects, -entry.size))

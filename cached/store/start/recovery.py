@@ -33,7 +33,7 @@ from cached.store.blob import digest_journal, hash_notes, ingest
 from cached.store.disk import durable
 from cached.store.disk.root import Root, check_file_system
 from cached.store.start import index
-from cached.store.version import deletion, fetch_records, kept_snapshots, repair, snapshots
+from cached.store.version import deletion, fetch_records, kept_snapshots, modes, repair, snapshots
 from cached.store.version.fetch_records import FetchRecord
 
 _log = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ def prepare(layout: Layout) -> None:
 
 
 def make_tree(layout: Layout) -> None:
-    """Create the missing folders and set the mode of each."""
+    """Create the missing folders and set the mode of each; open the models' folders to all users."""
     public = layout.public
     private = (
         layout.private,
@@ -95,12 +95,13 @@ def make_tree(layout: Layout) -> None:
         layout.fetched,
         layout.kept,
     )
-    modes = dict.fromkeys(private, durable.PRIVATE_DIR_MODE)
-    modes |= dict.fromkeys((public.path, public.snapshots, public.models, public.status), durable.PUBLIC_DIR_MODE)
-    for folder, mode in modes.items():
+    wanted = dict.fromkeys(private, durable.PRIVATE_DIR_MODE)
+    wanted |= dict.fromkeys((public.path, public.snapshots, public.models, public.status), durable.PUBLIC_DIR_MODE)
+    for folder, mode in wanted.items():
         durable.make_dir(folder, mode)
         if stat.S_IMODE(os.stat(folder).st_mode) != mode:
             folder.chmod(mode)
+    modes.open_folders((public.models, public.status))
 
 
 def recover(layout: Layout) -> Recovered:

@@ -28,12 +28,11 @@ from cached.contract.snapshot.verified import NEVER, VerifiedFile, VerifiedRecor
 from cached.contract.snapshot.verify import hash_file
 from cached.store.blob import blobs
 from cached.store.disk import durable, verity
-from cached.store.version import snapshots
+from cached.store.version import modes, snapshots
 
 _log = logging.getLogger(__name__)
 
 ROTTEN = frozenset({errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.EILSEQ, errno.ENODATA})  # a read of corrupt data
-_RECORDS = ("manifest.json", "verified.json", "lease")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,30 +45,37 @@ class Restored:
 
 
 def is_named(layout: Layout, refs: Collection[ModelRef], digest: Digest) -> bool:
-    """Return whether the names point at the snapshot, through folders, and its records exist: a few system calls,
-    whatever its size."""
+    """Return whether the names point at the snapshot, through folders, and its records exist, and any user may read
+    them: a few system calls, whatever its size."""
     public = os.fspath(layout.public.path)  # as text: paths as objects cost more than the calls
     snapshot = f"{public}/snapshots/{digest.hex}"
     try:
         for ref in refs:
-            if not stat.S_ISDIR(os.lstat(f"{public}/models/{ref.path_segment}").st_mode):
+            if not modes.is_open_folder(f"{public}/models/{ref.path_segment}"):
                 return False
             if not _is_name(layout, ref, digest):
                 return False
-        if not stat.S_ISDIR(os.lstat(snapshot).st_mode):
+        if not (modes.is_open_folder(snapshot) and modes.is_open_folder(f"{snapshot}/.holdfast")):
             return False
-        for name in _RECORDS:
-            if not stat.S_ISREG(os.lstat(f"{snapshot}/.holdfast/{name}").st_mode):
+        for name in modes.RECORDS:
+            if not modes.is_open_file(f"{snapshot}/.holdfast/{name}"):
                 return False
     except (OSError, HoldfastError):  # missing or replaced
         return False
     return True
 
 
+def is_intact(layout: Layout, digest: Digest, manifest: Manifest) -> bool:
+    """Return whether each file of the snapshot exists and is its blob, nothing else is there, and any user may read
+    it: three system calls a file."""
+    return snapshots.is_whole(layout, digest, manifest) and not modes.find_closed(layout, digest, manifest)
+
+
 def restore(layout: Layout, refs: Collection[ModelRef], digest: Digest, manifest: Manifest) -> Restored:
     """Restore a version's links, snapshot and names from the disk; leave its snapshot as it is if blobs are lost.
     Raises `HoldfastError` for a disk error."""
     with durable.disk_errors(f"restoring snapshot {digest}"):
+        modes.open_all(layout, refs, digest, manifest)
         record = _read_record(layout.public.snapshot(digest))
         rotten = _find_rotten(layout, manifest, record)
         for sha256 in rotten:  # made anew, the snapshot would have a record that fits it
@@ -119,7 +125,8 @@ def find_unproven(
     """Return those of these blobs that exist, and are as neither a note (`find_note`) nor any record says that they
     were when they were hashed: they were written to since, or their names alone tell what they are. A record costs a
     read, a blob a system call for each record that has it."""
-    left = {sha256 for sha256 in sha256s if _fits_if_same(layout.blob(sha256), find_note(sha256)) is not True}
+    top = os.fspath(layout.blobs)
+    left = {each for each in sha256s if not _fits_if_same(f"{top}/{each[:2]}/{each}", find_note(each))}
     for digest, manifest in snapshots_here:
         if not left:
             break
@@ -267,7 +274,7 @@ def _read_record(snapshot: SnapshotLayout) -> dict[str, VerifiedFile]:
         return {}
 
 
-def _fits_if_same(path: Path, seen: VerifiedFile | None) -> bool | None:
+def _fits_if_same(path: Path | str, seen: VerifiedFile | None) -> bool | None:
     """Return whether a file is as it was when it was hashed, and that is recorded; None where that was another file, or
     it is missing."""
     try:

@@ -259,7 +259,8 @@ def _build(
     for entry in manifest.files:
         path = top / entry.path
         os.link(layout.blob(entry.sha256), path, follow_symlinks=False)
-        found = os.lstat(path)
+        if (found := os.lstat(path)).st_mode & durable.READ_ONLY_MODE != durable.READ_ONLY_MODE:  # closed by hand
+            path.chmod(durable.READ_ONLY_MODE)
         hashed_at = min(verified_at, timestamp(found.st_mtime))  # a blob from before was hashed when it was written
         seen = recorded.get(entry.path)
         if seen is not None and seen.fits(found):

@@ -6,12 +6,20 @@ import os
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cached.contract.reference import ModelRef
-from tests.support.daemon import bare_environment, daemon_command, daemon_process
+from tests.support.daemon import (
+    DaemonProcess,
+    bare_environment,
+    daemon_command,
+    daemon_process,
+    prefetched,
+    publish_files,
+)
 from tests.support.others import NOBODY, let_others_in, needs_root
 from tests.system.disk.conftest import MIB, OPTIONS, Place, Start, check_public, wait_error_told, wait_told
 
@@ -31,6 +39,61 @@ sys.exit(main())
 
 def _mode(path: Path) -> int:
     return stat.S_IMODE(os.stat(path).st_mode)
+
+
+CLOSED: dict[str, Callable[[Path, Path], object]] = {
+    "all": lambda root, _: subprocess.run(["chmod", "-R", "go=", root], check=True),
+    "a file": lambda _, snapshot: (snapshot / "b" / "c.bin").chmod(0o400),
+    "a folder": lambda _, snapshot: (snapshot / "b").chmod(0o700),
+    "a snapshot": lambda _, snapshot: snapshot.chmod(0o700),
+    "a record": lambda _, snapshot: (snapshot / ".holdfast" / "lease").chmod(0o400),
+    "the records": lambda _, snapshot: (snapshot / ".holdfast").chmod(0o700),
+    "a name's folder": lambda root, _: (root / "public" / "models" / "m").chmod(0o700),
+}
+
+
+def _list_closed(public: Path) -> list[Path]:
+    """What some user may not read of what pods mount; status files are replaced with each change."""
+    found = [Path(at, name) for at, folders, files in os.walk(public) for name in ("", *folders, *files)]
+    needed = {True: 0o555, False: 0o444}
+    closed = [path for path in found if not path.is_symlink() and ~_mode(path) & needed[path.is_dir()]]
+    return [path for path in closed if path.is_dir() or not path.is_relative_to(public / "status")]
+
+
+@pytest.mark.parametrize("close", CLOSED.values(), ids=CLOSED)
+@pytest.mark.parametrize("down", [False, True], ids=["running", "down"])
+def test_what_was_closed_to_pods_is_opened_again(
+    daemon: DaemonProcess, source: Path, close: Callable[[Path, Path], object], down: bool
+) -> None:
+    """Where the modes of what is published were changed by hand (`chmod -R`, a copy under another umask), every user
+    may read it again, and the snapshot stays the same."""
+    publish_files(source, {"a.bin": b"a" * 5000, "b/c.bin": b"c" * 5000})
+    daemon.write_catalog({"m": prefetched(f"file://{source}", "a")})
+    daemon.start()
+    daemon.wait_ready(A)
+    inode = os.stat(daemon.path(A)).st_ino
+    if down:
+        daemon.stop()
+    close(daemon.layout.root, daemon.path(A).resolve())
+    assert _list_closed(daemon.layout.public.path)
+    if down:
+        daemon.start()
+    daemon.wait(lambda: not _list_closed(daemon.layout.public.path), "modes that let pods read")
+    daemon.control.verify(A)
+    assert daemon.state(A) == "ready"
+    assert os.stat(daemon.path(A)).st_ino == inode
+    assert not list(daemon.layout.quarantine.iterdir())
+
+
+def test_a_check_opens_what_was_closed(daemon: DaemonProcess, source: Path) -> None:
+    """A look that a gate or a person asks for opens what is closed."""
+    publish_files(source, {"b/c.bin": b"c" * 5000})
+    daemon.write_catalog({"m": prefetched(f"file://{source}", "a")})
+    daemon.start()
+    daemon.wait_ready(A)
+    (daemon.path(A) / "b").chmod(0o700)
+    result = daemon.control.verify(A)
+    assert not _list_closed(daemon.layout.public.path), result
 
 
 @needs_root
