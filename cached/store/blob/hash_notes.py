@@ -48,10 +48,8 @@ class HashNotes:
 
     def note(self, layout: Layout, sha256s: Iterable[str]) -> None:
         """Note blobs that were committed just now, of bytes that had this sha256. Raises `HoldfastError`."""
-        verified_at, blobs = (
-            timestamp(time.time()),
-            os.fspath(layout.blobs),
-        )  # paths as objects cost more than the calls
+        verified_at = timestamp(time.time())
+        blobs = os.fspath(layout.blobs)  # as text: paths as objects cost more than the calls
         with durable.disk_errors("looking at committed blobs"):
             looked = ((sha256, os.lstat(f"{blobs}/{sha256[:2]}/{sha256}")) for sha256 in sha256s)
             self.add({sha256: VerifiedFile.of(found, verified_at) for sha256, found in looked})
