@@ -32,7 +32,7 @@ from cached.publish.s3.mark import S3MarkStore
 from cached.publish.s3.objects import S3Writer
 from cached.sources.s3.address import S3Address
 from cached.sources.s3.client import S3Client
-from tests.support.object_stores import Store
+from tests.support.object_stores import ENVIRONMENT, Store
 from tests.support.publishing import command, environment, new_bucket, objects, publish, published, tree
 from tests.support.s3 import S3Server
 
@@ -49,7 +49,28 @@ class Place:
 
 @pytest.fixture(params=["folder", "moto", pytest.param("rclone", marks=pytest.mark.slow)])
 def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    if request.param == "folder":
+    return make_place(request, request.param, tmp_path)
+
+
+SLOW = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("rclone", "gcs", "azure")]
+
+
+@pytest.fixture(params=["folder", "moto", *SLOW])
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    """Every kind of place but a registry, for publishers of this process."""
+    for name in ENVIRONMENT:
+        monkeypatch.delenv(name, raising=False)
+    found = make_place(request, request.param, tmp_path)
+    for name, value in found.env.items():
+        monkeypatch.setenv(name, value)
+    return found
+
+
+def make_place(request: pytest.FixtureRequest, kind: str, tmp_path: Path) -> Place:
+    if kind in ("gcs", "azure"):
+        store: Store = request.getfixturevalue(f"{kind}_store")
+        return Place(store.uri, store.environment, store.files, store.put)
+    if kind == "folder":
         out = tmp_path / "out"
 
         def write(path: str, data: bytes) -> None:
@@ -57,7 +78,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
             (out / path).write_bytes(data)
 
         return Place(str(out), {}, lambda: tree(out), write)
-    server: S3Server = request.getfixturevalue(request.param)
+    server: S3Server = request.getfixturevalue(kind)
     bucket = new_bucket(server)
     return Place(
         f"s3://{bucket}/m/",
@@ -153,8 +174,10 @@ class CutDestination:
 async def replace_version(folder: Path, place: Place, last: int) -> bool:
     """Publish a folder over another version, up to a change; return whether it was killed there."""
     content = hash_all(list_folder(folder, None, None).files, 1, lambda _size: None)
-    is_bucket = place.uri.startswith("s3:")
-    destination = S3Destination(place.uri, 1) if is_bucket else FolderDestination(Path(place.uri))
+    destination: Destination = FolderDestination(Path(place.uri))
+    for scheme, kind in {"s3:": S3Destination, "gs:": GcsDestination, "az:": AzureDestination}.items():
+        if place.uri.startswith(scheme):
+            destination = kind(place.uri, 1)
     cut: Any = CutDestination(destination, last)
 
     async def decide() -> PublishPlan:
@@ -193,13 +216,12 @@ NESTED = {"tokenizer/a.json": b"two", "tokenizer/b/c.json": b"three", "w.bin": b
     ("before", "after"), [(FLAT, NESTED), (NESTED, FLAT)], ids=["folder for file", "file for folder"]
 )
 async def test_a_replacement_may_be_killed_anywhere(
-    tmp_path: Path, place: Place, monkeypatch: pytest.MonkeyPatch, before: dict[str, bytes], after: dict[str, bytes]
+    tmp_path: Path, anywhere: Place, monkeypatch: pytest.MonkeyPatch, before: dict[str, bytes], after: dict[str, bytes]
 ) -> None:
     """Killed before any of its changes, a publish over another version leaves nothing that reads as a mix; the next
     one publishes whole, and leaves no file of the version before, also where a folder takes a file's place."""
     monkeypatch.setattr(object_mark, "_SILENCE_S", 0.0)
-    for name, value in place.env.items():
-        monkeypatch.setenv(name, value)
+    place = anywhere
     folders = [tmp_path / "before", tmp_path / "after"]
     for folder, files in zip(folders, (before, after), strict=True):
         for path, data in files.items():
