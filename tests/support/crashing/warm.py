@@ -169,6 +169,7 @@ def _serve() -> None:
     assert main and source and wrapping
     attempt.SEGMENT_BYTES = SEGMENT_BYTES  # type: ignore[attr-defined]  # as the attempts see it
     attempt.RECORD_FROM_BYTES = RECORD_FROM_BYTES
+    attempt._RECORDED_BYTES = 3 * SEGMENT_BYTES // 2
     scrub._PAUSE_S = _SCRUB_PAUSE_S
     gc.freeze()
     for line in sys.stdin:
