@@ -164,6 +164,20 @@ class DaemonProcess:
             if sample.name == name
         }
 
+    def inspect(self, name: str, *options: str) -> str:
+        """What `holdfast inspect` prints of version `v1` of a model."""
+        command = [
+            sys.executable,
+            "-m",
+            "cached.cli",
+            "inspect",
+            f"{name}@v1",
+            "--root",
+            str(self.layout.root),
+            *options,
+        ]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
     def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels; 0 where there is none."""
         return sum(value for found, value in self.samples(name).items() if labels.items() <= dict(found).items())

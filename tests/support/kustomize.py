@@ -181,3 +181,13 @@ def _at(found: Json, path: str) -> tuple[Callable[[], Any], Callable[[Any], None
         else:
             at = at[step]
     return lambda: copy.deepcopy(at[last]), lambda value: at.__setitem__(last, value)
+
+
+def unordered(value: Any) -> Any:
+    """Return it with lists of named things by name: kustomize puts what a patch adds in front, and nothing depends on
+    that."""
+    if isinstance(value, dict):
+        return {key: unordered(item) for key, item in value.items()}
+    if isinstance(value, list) and all(isinstance(item, dict) and "name" in item for item in value):
+        return {item["name"]: unordered(item) for item in value}
+    return [unordered(item) for item in value] if isinstance(value, list) else value

@@ -42,11 +42,6 @@ def codes(daemon: DaemonProcess, name: str) -> list[str]:
     return [finding["code"] for finding in (daemon.status(ModelRef(name, "v1")) or {})["findings"]]
 
 
-def inspect(daemon: DaemonProcess, name: str, *options: str) -> str:
-    command = [sys.executable, "-m", "cached.cli", "inspect", f"{name}@v1", "--root", str(daemon.layout.root), *options]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 BROKEN = {
     "lfs_pointer": {**TEXTS, "model.safetensors": POINTER},
     "web_page": {**TEXTS, "model.safetensors": b"<!doctype html><html>Sign in</html>"},
@@ -74,9 +69,9 @@ def test_what_no_engine_loads_is_told_or_refused(daemon: DaemonProcess, source: 
     pull = [sys.executable, "-m", "cached.cli", "pull", "lfs_pointer@v1", "--root", str(daemon.layout.root)]
     pulled = subprocess.run(pull, capture_output=True, text=True, check=True)
     assert "lfs_pointer@v1 may not load: model.safetensors is a pointer of Git LFS" in pulled.stderr
-    shown = json.loads(inspect(daemon, "lfs_pointer", "--json"))
+    shown = json.loads(daemon.inspect("lfs_pointer", "--json"))
     assert not shown["loadable"] and [each["code"] for each in shown["findings"]] == ["lfs_pointer"]
-    assert f"loadable no\n         {shown['findings'][0]['message']}" in inspect(daemon, "lfs_pointer")
+    assert f"loadable no\n         {shown['findings'][0]['message']}" in daemon.inspect("lfs_pointer")
     held = daemon.digest(refs[0])
     strict = {code: entry(source / code, require="loadable") for code in BROKEN}
     daemon.write_catalog(strict | {"new": strict["incomplete"]})

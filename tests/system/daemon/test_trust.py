@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from functools import partial
 from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
@@ -27,11 +25,6 @@ class Quiet(SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
-def inspect(daemon: DaemonProcess, name: str, *options: str) -> str:
-    command = [sys.executable, "-m", "cached.cli", "inspect", f"{name}@v1", "--root", str(daemon.layout.root), *options]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
 def test_trust_is_told_and_the_least_is_kept(daemon: DaemonProcess, source: Path) -> None:
     """A manifest is known, a plain folder versioned, a server without ETags sized: in status, record, `inspect`, `ls`
     and a metric, also after a restart. An entry that wants more is refused with both words and the remedy, fetches
@@ -52,8 +45,8 @@ def test_trust_is_told_and_the_least_is_kept(daemon: DaemonProcess, source: Path
             for ref in refs:
                 assert (daemon.status(ref) or {})["trust"] == ref.name
                 assert json.loads(daemon.layout.fetch_record(ref).read_text())["trust"] == ref.name
-                assert json.loads(inspect(daemon, ref.name, "--json"))["trust"] == ref.name
-                assert f"trust    {ref.name}: " in inspect(daemon, ref.name)
+                assert json.loads(daemon.inspect(ref.name, "--json"))["trust"] == ref.name
+                assert f"trust    {ref.name}: " in daemon.inspect(ref.name)
                 assert daemon.metric("holdfast_model_trust", model=ref.name, version="v1", trust=ref.name) == 1
             assert daemon.stop() == 0
             daemon.start()

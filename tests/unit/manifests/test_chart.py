@@ -19,7 +19,7 @@ from cached.contract.release import VERSION
 from cached.daemon.config import parse_config
 from sidecar.injector import settings as inject_settings
 from tests.support.helm import CHART, Helm, HelmRefusal, running_helm, why_not
-from tests.support.kustomize import Json, containers, render
+from tests.support.kustomize import Json, containers, render, unordered
 from tests.support.manifests import MANIFESTS, OVERLAYS, objects, one
 
 pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
@@ -451,18 +451,10 @@ def _same(found: list[Json]) -> dict[tuple[str, str, str, str], Any]:
         metadata = each["metadata"]
         key = (each["apiVersion"], each["kind"], metadata.get("namespace", ""), metadata["name"])
         assert key not in made
-        made[key] = _unordered(each)
+        made[key] = unordered(each)
         if key[1] == "ConfigMap":
             made[key]["data"] = {name: yaml.safe_load(text) for name, text in each["data"].items()}
     return made
-
-
-def _unordered(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _unordered(item) for key, item in value.items()}
-    if isinstance(value, list) and all(isinstance(item, dict) and "name" in item for item in value):
-        return {item["name"]: _unordered(item) for item in value}
-    return [_unordered(item) for item in value] if isinstance(value, list) else value
 
 
 def _nested(path: str, value: Any) -> Json:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.support.kustomize import Json, containers
+from tests.support.kustomize import Json, containers, unordered
 from tests.support.manifests import EVERYTHING, MANIFESTS, OVERLAYS, objects, one
 
 
@@ -84,13 +84,4 @@ def _environment(container: Json) -> dict[str, str]:
 
 
 def _by_identity(found: list[Json]) -> dict[tuple[str, str, str], Any]:
-    return {(o["kind"], o["metadata"].get("namespace", ""), o["metadata"]["name"]): _unordered(o) for o in found}
-
-
-def _unordered(value: Any) -> Any:
-    """Lists of named things by name: kustomize puts what a patch adds in front, and nothing here depends on it."""
-    if isinstance(value, dict):
-        return {key: _unordered(item) for key, item in value.items()}
-    if isinstance(value, list) and all(isinstance(item, dict) and "name" in item for item in value):
-        return {item["name"]: _unordered(item) for item in value}
-    return [_unordered(item) for item in value] if isinstance(value, list) else value
+    return {(o["kind"], o["metadata"].get("namespace", ""), o["metadata"]["name"]): unordered(o) for o in found}

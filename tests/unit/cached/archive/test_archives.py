@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -18,18 +17,15 @@ from cached.archive import export, importing
 from cached.archive.format import EXPORT_NAME
 from cached.cli import main
 from cached.contract.layout import Layout
-from cached.contract.manifest import MANIFEST_NAME, FileEntry, Manifest
+from cached.contract.manifest import MANIFEST_NAME
 from cached.contract.reference import ModelRef
+from tests.support.filling import manifest_of
 from tests.support.mounts import mounted_tmpfs
 from tests.unit.cached.commands.conftest import layout as layout
 from tests.unit.cached.commands.conftest import publish
 
 REF = ModelRef("acme/tiny", "v1")
 FILES = {"config.json": b"{}", "empty.bin": b"", "sub dir/ñ+%#?.txt": b"n" * 700, "w.bin": bytes(range(256)) * 40}
-
-
-def manifest_of(files: Mapping[str, bytes]) -> Manifest:
-    return Manifest.build(FileEntry(path, hashlib.sha256(data).hexdigest(), len(data)) for path, data in files.items())
 
 
 def add(tar: tarfile.TarFile, path: str, data: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Fixtures for the sources: a Hub of the test's own."""
+"""Fixtures for the sources: a client, a Hub of the test's own."""
 
 from __future__ import annotations
 
@@ -8,8 +8,18 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
+from cached.transport.client import HttpClient
+from tests.support.clients import lone_client
 from tests.support.fake_hub import FakeHub
 from tests.support.hub_cases import CONFIG, WEIGHTS, write
+from tests.support.object_stores import ENVIRONMENT
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HttpClient]:
+    """A client of a process without credentials for object stores and without a proxy."""
+    with lone_client(monkeypatch, tmp_path, *ENVIRONMENT) as client:
+        yield client
 
 
 @pytest.fixture

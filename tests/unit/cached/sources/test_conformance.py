@@ -12,18 +12,14 @@ from cached.conformance.cases import CASES, run_case
 from cached.conformance.place import Refused
 from cached.conformance.pulling import puller_in
 from cached.transport.client import HttpClient
-from cached.transport.connection.settings import HttpSettings
+from tests.support.clients import lone_client
 from tests.support.places import PLACES, Folder, Hub, Moto, Rclone, Web
 
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HttpClient]:
-    for name in ("http_proxy", "HTTP_PROXY", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    client = HttpClient(HttpSettings(header_timeout_s=20.0, stall_window_s=20.0))
-    yield client
-    client.close()
+    with lone_client(monkeypatch, tmp_path) as client:
+        yield client
 
 
 @pytest.mark.parametrize("case", CASES)

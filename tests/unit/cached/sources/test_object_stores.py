@@ -4,7 +4,7 @@ documentation, with the tokens of a machine's identity, and of the emulators whe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -18,13 +18,11 @@ from cached.contract.trust import Trust
 from cached.sources.base import Source
 from cached.sources.registry import open_source
 from cached.transport.client import HttpClient
-from cached.transport.connection.settings import HttpSettings
 from tests.support.fake_azure import ACCOUNT, KEY, fake_azure
 from tests.support.fake_gcs import fake_gcs
 from tests.support.object_stores import (
     AZURITE_ACCOUNT,
     AZURITE_KEY,
-    ENVIRONMENT,
     AzuriteStore,
     FakeAzureStore,
     FakeGcsStore,
@@ -93,16 +91,6 @@ class MachinePlace(StorePlace):
         self._machine.withdrawn = len(self._machine.issued)
         if self._takes_any_token:
             self.fronts[0].answer(401, b"{}", {"Content-Type": "application/json"}, choose=self.is_bytes)
-
-
-@pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HttpClient]:
-    for name in (*ENVIRONMENT, "http_proxy", "HTTP_PROXY", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    client = HttpClient(HttpSettings(header_timeout_s=20.0, stall_window_s=20.0))
-    yield client
-    client.close()
 
 
 def at(place: str, request: pytest.FixtureRequest, client: HttpClient, stack: ExitStack) -> StorePlace:

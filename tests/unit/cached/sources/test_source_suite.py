@@ -24,9 +24,9 @@ from cached.sources.base import Describing, Revalidating, Source
 from cached.sources.registry import open_source
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
-from cached.transport.connection.settings import HttpSettings
 from cached.transport.target import HttpTarget, LocalTarget
 from tests.support.choosing import chosen
+from tests.support.clients import lone_client
 from tests.support.fake_hub import FakeHub
 from tests.support.filling import manifest_of
 from tests.support.hub_cases import NAME, write
@@ -183,12 +183,8 @@ def published_to(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Pla
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HttpClient]:
-    for name in ("http_proxy", "HTTP_PROXY", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    client = HttpClient(HttpSettings())
-    yield client
-    client.close()
+    with lone_client(monkeypatch, tmp_path) as client:
+        yield client
 
 
 @asynccontextmanager

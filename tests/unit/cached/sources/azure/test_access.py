@@ -14,7 +14,7 @@ from cached.sources.azure.address import AzureAddress
 from cached.sources.azure.source import AzureSource
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
-from cached.transport.connection.settings import HttpSettings
+from tests.support.clients import lone_client
 from tests.support.fake_azure import ACCOUNT, KEY, FakeAzure, fake_azure
 from tests.support.object_stores import ENVIRONMENT
 
@@ -23,13 +23,9 @@ NOW = 1_796_000_000.0
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HttpClient]:
-    for name in (*ENVIRONMENT, "http_proxy", "HTTP_PROXY", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", "http://127.0.0.1:1")  # no machine's identity
-    client = HttpClient(HttpSettings())
-    yield client
-    client.close()
+    with lone_client(monkeypatch, tmp_path, *ENVIRONMENT) as client:
+        yield client
 
 
 @pytest.fixture

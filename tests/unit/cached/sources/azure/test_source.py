@@ -4,7 +4,6 @@ service's documentation."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -14,22 +13,10 @@ from cached.core.listing import Algorithm, Listing, RemoteFile
 from cached.sources.azure.source import AzureSource
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
-from cached.transport.connection.settings import HttpSettings
 from tests.support.choosing import chosen
 from tests.support.fake_azure import ACCOUNT, FakeAzure, fake_azure, md5_of
-from tests.support.object_stores import ENVIRONMENT
 
 URI = f"az://{ACCOUNT}/models/m/?anonymous=true"
-
-
-@pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HttpClient]:
-    for name in (*ENVIRONMENT, "http_proxy", "HTTP_PROXY", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    client = HttpClient(HttpSettings())
-    yield client
-    client.close()
 
 
 @pytest.fixture

@@ -22,8 +22,8 @@ from cached.sources.dvc.remotes import Remotes
 from cached.sources.dvc.source import DvcSource
 from cached.sources.registry import open_source
 from cached.transport.client import HttpClient
-from cached.transport.connection.settings import HttpSettings
 from cached.transport.target import LocalTarget
+from tests.support.clients import lone_client
 from tests.support.dvc import DvcRepository, md5_of, run_dvc
 from tests.support.git_host import git_host
 from tests.support.hub_cases import write
@@ -35,12 +35,8 @@ FILES = {"config.json": b"{}", "sub/w.bin": b"weights" * 1000, "empty.txt": b"",
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HttpClient]:
-    for name in ("http_proxy", "HTTP_PROXY", "NETRC", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    client = HttpClient(HttpSettings(header_timeout_s=20.0, stall_window_s=20.0))
-    yield client
-    client.close()
+    with lone_client(monkeypatch, tmp_path, "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3") as client:
+        yield client
 
 
 @pytest.fixture

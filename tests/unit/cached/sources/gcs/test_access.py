@@ -16,7 +16,7 @@ from cached.contract.errors import HoldfastError, Permanent
 from cached.sources.gcs.source import GcsSource
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
-from cached.transport.connection.settings import HttpSettings
+from tests.support.clients import lone_client
 from tests.support.fake_gcs import FakeGcs, fake_gcs
 from tests.support.object_stores import ENVIRONMENT
 
@@ -26,12 +26,8 @@ SECRET = "s3cret-of-the-file"
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HttpClient]:
-    for name in (*ENVIRONMENT, "http_proxy", "HTTP_PROXY", "NETRC", "NO_GCE_CHECK"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    client = HttpClient(HttpSettings())
-    yield client
-    client.close()
+    with lone_client(monkeypatch, tmp_path, *ENVIRONMENT, "NO_GCE_CHECK") as client:
+        yield client
 
 
 @pytest.fixture

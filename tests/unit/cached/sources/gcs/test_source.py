@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -15,22 +14,10 @@ from cached.core.listing import Algorithm, Listing, RemoteFile
 from cached.sources.gcs.source import GcsSource
 from cached.transport.client import HttpClient
 from cached.transport.connection.cancel import Cancellation
-from cached.transport.connection.settings import HttpSettings
 from tests.support.choosing import chosen
 from tests.support.fake_gcs import FakeGcs, fake_gcs
-from tests.support.object_stores import ENVIRONMENT
 
 BUCKET = "acme-models"
-
-
-@pytest.fixture
-def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HttpClient]:
-    for name in (*ENVIRONMENT, "http_proxy", "HTTP_PROXY", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    client = HttpClient(HttpSettings())
-    yield client
-    client.close()
 
 
 @pytest.fixture

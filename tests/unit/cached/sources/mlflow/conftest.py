@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cached.transport.client import HttpClient
-from cached.transport.connection.settings import HttpSettings
+from tests.support.clients import lone_client
 
 _VARIABLES = (
     *("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "MLFLOW_TRACKING_TOKEN", "MLFLOW_TRACKING_USERNAME"),
@@ -18,9 +18,5 @@ _VARIABLES = (
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HttpClient]:
-    for name in _VARIABLES:
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    client = HttpClient(HttpSettings(header_timeout_s=20.0, stall_window_s=20.0))
-    yield client
-    client.close()
+    with lone_client(monkeypatch, tmp_path, *_VARIABLES) as client:
+        yield client

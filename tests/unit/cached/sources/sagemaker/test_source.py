@@ -21,7 +21,7 @@ from cached.core.listing import Listing
 from cached.sources.registry import open_source
 from cached.sources.sagemaker import registry
 from cached.transport.client import HttpClient
-from cached.transport.connection.settings import HttpSettings
+from tests.support.clients import lone_client
 from tests.support.places import SESSION_TOKEN, Moto
 from tests.support.s3 import REGION, S3Server
 from tests.support.silent_names import each_proxy, set_service, silent_name
@@ -31,13 +31,9 @@ _LOADER = botocore.loaders.create_loader()
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HttpClient]:
-    for name in ("AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL", "http_proxy", "HTTP_PROXY", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("botocore.session.create_loader", lambda _paths: _LOADER)  # reads each model once
-    client = HttpClient(HttpSettings(header_timeout_s=20.0, stall_window_s=20.0))
-    yield client
-    client.close()
+    with lone_client(monkeypatch, tmp_path, "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_ENDPOINT_URL") as client:
+        yield client
 
 
 class Group:

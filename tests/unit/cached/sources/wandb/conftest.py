@@ -8,18 +8,14 @@ from pathlib import Path
 import pytest
 
 from cached.transport.client import HttpClient
-from cached.transport.connection.settings import HttpSettings
+from tests.support.clients import lone_client
 from tests.support.fake_wandb import KEY, FakeWandb, fake_wandb
 
 
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[HttpClient]:
-    for name in ("WANDB_API_KEY", "WANDB_BASE_URL", "http_proxy", "HTTP_PROXY", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))
-    client = HttpClient(HttpSettings(header_timeout_s=20.0, stall_window_s=20.0))
-    yield client
-    client.close()
+    with lone_client(monkeypatch, tmp_path, "WANDB_API_KEY", "WANDB_BASE_URL") as client:
+        yield client
 
 
 @pytest.fixture
