@@ -391,9 +391,11 @@ def _publish(
     check: Callable[[], None],
     group: Sequence[Publication],
 ) -> None:
-    """Publish a group, and count the blobs that went into quarantine."""
+    """Publish a group, and count the blobs that a snapshot that was there may have changed."""
     publish_all(layout, journal, notes, check, group)
-    _count(layout, ledger, {sha256 for each in group for sha256 in each.condemned})
+    for each in group:
+        if each.was_there:
+            _count(layout, ledger, each.manifest.blob_sizes())
 
 
 def _count(layout: Layout, ledger: Ledger, sha256s: Iterable[str]) -> None:

@@ -28,8 +28,8 @@ class Publication:
     """The publication of a version whose blobs are all committed. `judge` is called before anything is written: it may
     complete `record`, and raises what forbids the publication. `journal_ids`: its ids in the digest journal, which are
     forgotten. `keeps`: the snapshot that the name leads to so far, and the uids of the pods that may go on reading it.
-    `failure`: its error, if any; `has_snapshot`: whether the snapshot exists nevertheless. `condemned`: its blobs that
-    went into quarantine, as their bytes were wrong."""
+    `failure`: its error, if any; `has_snapshot`: whether the snapshot exists nevertheless. `was_there`: whether a
+    snapshot of it was there before: blobs may have been linked from its files, or gone into quarantine."""
 
     ref: ModelRef
     manifest: Manifest
@@ -39,7 +39,7 @@ class Publication:
     keeps: tuple[Digest, frozenset[str]] | None = None
     failure: Exception | None = None
     has_snapshot: bool = False
-    condemned: frozenset[str] = frozenset()
+    was_there: bool = False
 
 
 def publish_all(
@@ -104,7 +104,8 @@ def _build_snapshot(layout: Layout, publication: Publication, verified_at: str) 
     if snapshots.is_there(layout, digest):
         with durable.disk_errors(f"publishing snapshot {digest}"):
             # A rebuild must not delete a file that has no blob.
-            publication.condemned = repair.relink(layout, digest, manifest)
+            publication.was_there = True
+            repair.relink(layout, digest, manifest)
     return snapshots.build(layout, manifest, verified_at)
 
 
