@@ -174,7 +174,7 @@ class CutDestination:
 async def replace_version(folder: Path, place: Place, last: int) -> bool:
     """Publish a folder over another version, up to a change; return whether it was killed there."""
     content = hash_all(list_folder(folder, None, None).files, 1, lambda _size: None)
-    destination: Destination = FolderDestination(Path(place.uri))
+    destination: Any = FolderDestination(Path(place.uri))
     for scheme, kind in {"s3:": S3Destination, "gs:": GcsDestination, "az:": AzureDestination}.items():
         if place.uri.startswith(scheme):
             destination = kind(place.uri, 1)
