@@ -91,10 +91,11 @@ class _DownloadEntry:
 
 class Downloads:
     """All downloads of this node, by ingest id. `starting`: held from the first `join` of a fetch until it has started
-    all other downloads, which may take a thread call in between."""
+    all other downloads, which may take a thread call in between. `committed`: how many have ended with a blob."""
 
     def __init__(self, layout: Layout, workers: Workers, ledger: Ledger) -> None:
         self.starting = asyncio.Lock()
+        self.committed = 0
         self._layout = layout
         self._workers = workers
         self._ledger = ledger
@@ -181,6 +182,7 @@ class Downloads:
 
     def _settle(self, id_: str) -> None:
         entry = self._entries.pop(id_)
+        self.committed += entry.result.exception() is None
         left = 0
         if entry.result.exception() is not None:
             touched = entry.download.left_bytes

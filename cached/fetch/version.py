@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from typing import ParamSpec, Protocol, TypeVar
 
 from cached.contract.digest import Digest
@@ -132,6 +133,18 @@ class _Awaited:
     download: Download
     result: asyncio.Future[Verified]
     started: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    """A fetch that has looked for committed blobs, after `committed` downloads of this node had ended with one: the
+    blobs that it waits for so far, its pool, and the digests that it knows of an earlier fetch, by ingest id."""
+
+    fetch: _VersionFetch
+    awaited: list[_Awaited]
+    pool: VersionPool | None
+    known_digests: Mapping[str, str]
+    committed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,6 +347,7 @@ class VersionFetches:
         ids = [each.spec.key.id for each in wanted]
         promised = [each.spec.sha256 for each in wanted if each.spec.sha256 is not None]
         self._claims.claim(ref, [*promised, *(known_digests[id_] for id_ in ids if id_ in known_digests)], ids)
+        committed = self._downloads.committed  # of others, before the look
         known = await self._find_committed(wanted, known_digests)
         sizes = {verified.sha256: verified.size for verified in known.values()}
         self._claims.add_existing(ref, sizes)
@@ -355,14 +369,15 @@ class VersionFetches:
             together = self._peers.choose_bundled(missing) if is_known and not fetch.want.link else []
             names = {each.spec.name for each in together}
             alone = [each for each in missing if each.spec.name not in names]
-            await self._start(fetch, alone, awaited, pool, {})  # its shortage excludes the bytes on the disk
+            begun = _Begun(fetch, awaited, pool, known_digests, committed)
+            late = await self._start(begun, alone, {})  # its shortage excludes the bytes on the disk
             if sized:  # else it may still run out of space
                 fetch.got_space(sum(each.spec.key.size or 0 for each in missing), len(missing))
             if together:
                 received = await self._peers.receive_small(ref, together, fetch.holders, fetch.digest)
-                await self._start(fetch, together, awaited, pool, received)
+                late |= await self._start(begun, together, received)
             try:
-                await self._wait(ref, awaited, here, total)
+                await self._wait(ref, awaited, here + sum(verified.size for verified in late.values()), total)
             except NoSpace as error:
                 await self._leave(ref, awaited)
                 raise self._total_shortage(ref, awaited, error) from error
@@ -375,7 +390,7 @@ class VersionFetches:
             await self._leave(ref, awaited)
             if pool is not None:
                 pool.leave()
-        return known | {each.spec.name: each.result.result() for each in awaited}
+        return known | late | {each.spec.name: each.result.result() for each in awaited}
 
     async def _find_known_digests(self, fetch: _VersionFetch, wanted: WantedFiles) -> Mapping[str, str]:
         """Return the known sha256 of listed files that were fetched before, by ingest id. A version that an older
@@ -410,15 +425,12 @@ class VersionFetches:
         return NoSpace(needed, min(needed, sum(self.compute_space(ref).left.values())), self._ledger.compute_use())
 
     async def _start(
-        self,
-        fetch: _VersionFetch,
-        missing: Sequence[WantedFile],
-        awaited: list[_Awaited],
-        pool: VersionPool | None,
-        received: Mapping[str, bytes],
-    ) -> None:
-        """Join or start the downloads of missing blobs, in bounded turns of the event loop; add all to `awaited`.
-        `received`: blobs that other nodes sent already, by sha256."""
+        self, begun: _Begun, missing: Sequence[WantedFile], received: Mapping[str, bytes]
+    ) -> dict[str, Verified]:
+        """Join or start the downloads of missing blobs, in bounded turns of the event loop; add all to those that the
+        fetch awaits. `received`: blobs that other nodes sent already, by sha256. Return, by path, the blobs that
+        another version's download committed since the fetch looked for them: they are here."""
+        fetch, awaited, pool = begun.fetch, begun.awaited, begun.pool
         ref, allotments = fetch.want.ref, dict[str, DownloadSpace]()
         async with self._downloads.starting:
             new: dict[str, list[WantedFile]] = {}  # two files may have the same content
@@ -428,6 +440,14 @@ class VersionFetches:
                     new.setdefault(each.spec.key.id, []).append(each)
                 else:
                     self._await_download(ref, awaited, _Awaited(each.spec, *joined, started=False))
+            here: dict[str, Verified] = {}
+            if new and self._downloads.committed != begun.committed:
+                here = await self._find_committed(tuple(chain.from_iterable(new.values())), begun.known_digests)
+                self._claims.add_existing(ref, {verified.sha256: verified.size for verified in here.values()})
+                new = {id_: files for id_, files in new.items() if files[0].spec.name not in here}
+                if pool is not None:
+                    for verified in here.values():
+                        pool.end_supply(verified.sha256, is_committed=True)
             try:
                 specs = [files[0].spec for files in new.values()]
                 await self._compute(len(specs), self._downloads.reserve, specs, allotments)
@@ -450,6 +470,7 @@ class VersionFetches:
             finally:
                 for allotment in allotments.values():
                     allotment.give_back()
+        return here
 
     async def _share_files(self, source: Source, wanted: Sequence[WantedFile]) -> None:
         """Share the bytes of the local files among `wanted`, whose space is reserved, before their downloads start."""

@@ -62,6 +62,38 @@ def test_called_off_before_it_began(node: Node) -> None:
     assert (status.state, status.pinned) == (State.READY, True)
 
 
+def test_a_blob_that_another_fetch_commits_since_is_not_fetched_again(node: Node) -> None:
+    """A version that shares a blob may look for it before another version's download commits it, and begin its own
+    downloads after that one has ended: the blob is not asked for a second time."""
+    other = ModelRef("a", "v2")
+    node.origin.contents[f"{ORIGIN}a/v2"] = (*CONTENT, Blob("more", 1))
+    node.use_catalog(f"models: {{a: {{versions: {{v1: {{source: '{ORIGIN}a/v1'}}, v2: {{source: '{ORIGIN}a/v2'}}}}}}}}")
+    node.reconciler.pull(REF, None, refresh=False)
+    node.turn()
+    while not node.bytes.downloads:
+        node.do_job(0)
+    first = node.bytes.downloads[0]
+    node.loop.run_until_complete(node.downloads.starting.acquire())  # as another fetch does that starts thousands
+    node.reconciler.pull(other, None, refresh=False)
+    node.turn()
+    while node.jobs.waiting:
+        node.do_job(0)
+    node.bytes.finish(first, CONTENT[0])
+    node.turn()
+    node.downloads.starting.release()
+    node.turn()
+    begun = []
+    while node.jobs.waiting or node.bytes.downloads:
+        while node.jobs.waiting:
+            node.do_job(0)
+        for download in list(node.bytes.downloads):
+            begun.append(download.spec.name)
+            node.bytes.finish(download, next(b for b in (*CONTENT, Blob("more", 1)) if b.name == download.spec.name))
+        node.turn()
+    assert begun == ["more"]
+    assert {REF, other} <= node.inventory.models.keys()
+
+
 def test_what_a_resumed_fetch_lacks_is_freed(node: Node) -> None:
     """A fetch that goes on from partial blobs has the space freed that the rest needs: what is on the disk of it counts
     once."""
