@@ -10,13 +10,13 @@ true, and the next sweep removes it. A sweep deletes a file without entries.
 
 from __future__ import annotations
 
-import json
 import os
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cached.contract.digest import is_hex
+from cached.store.blob.json_lines import read_objects
 from cached.store.disk import durable
 
 _MODE = 0o600
@@ -128,16 +128,8 @@ class DigestJournal:
 def read(path: Path) -> dict[str, str]:
     """Return the entries of the file, sha256 by ingest id; skip invalid lines. Raises OSError."""
     entries: dict[str, str] = {}
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return entries
-    for line in data.splitlines():
-        try:
-            document = json.loads(line)
-            id_, sha256 = document["id"], document["sha256"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            continue
+    for document in read_objects(path):
+        id_, sha256 = document.get("id"), document.get("sha256")
         if isinstance(id_, str) and isinstance(sha256, str) and is_hex(id_) and is_hex(sha256):
             entries[id_] = sha256
     return entries

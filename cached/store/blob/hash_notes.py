@@ -10,7 +10,6 @@ lines win, invalid ones are ignored. There is no file without entries.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -22,6 +21,7 @@ from cached.contract.digest import is_hex
 from cached.contract.layout import Layout
 from cached.contract.snapshot.verified import VerifiedFile
 from cached.contract.status import timestamp
+from cached.store.blob.json_lines import read_objects
 from cached.store.disk import durable
 
 _log = logging.getLogger(__name__)
@@ -93,15 +93,10 @@ class HashNotes:
 def read(path: Path) -> dict[str, VerifiedFile]:
     """Return the entries of the file, by sha256. Raises OSError."""
     entries: dict[str, VerifiedFile] = {}
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        return entries
-    for line in data.splitlines():
+    for e in read_objects(path):
         try:
-            e = json.loads(line)
             sha256, seen = e["sha256"], VerifiedFile(e["ino"], e["size"], e["mtime_ns"], e["verified_at"])
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except KeyError:
             continue
         if isinstance(sha256, str) and is_hex(sha256):
             entries[sha256] = seen
