@@ -95,6 +95,11 @@ class Gates:
         self._started.append(gate)
         return gate
 
+    def check_opens(self, ref: ModelRef) -> None:
+        """Run a gate as an init container; fails, with what it said, unless it opens."""
+        gate = self.start_bare("--model", ref.name, "--version", ref.version, "--once")
+        assert gate.wait() == 0, gate.said()
+
     def stop(self, gate: RunningGate, number: int = signal.SIGTERM) -> int:
         """End one gate by a signal and forget it; returns its exit code."""
         gate.process.send_signal(number)

@@ -11,12 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from cached.contract.reference import ModelRef
 from tests.support.bitrot import flip
-from tests.support.daemon import DaemonProcess, daemon_process, model, prefetched, publish_files
+from tests.support.daemon import DaemonProcess
 from tests.support.gates import Gates
+from tests.system.rot.sharing import OTHER, V1, sharing_daemon
 
-V1, OTHER = ModelRef("tiny", "v1"), ModelRef("other", "v1")
 FILES = {"a.bin": random.Random(61).randbytes(400_001), "b/c.bin": random.Random(62).randbytes(5000)}
 SHARED = {"x.bin": FILES["a.bin"], "y.bin": b"mine"}
 
@@ -24,12 +23,7 @@ SHARED = {"x.bin": FILES["a.bin"], "y.bin": b"mine"}
 @pytest.fixture
 def daemon(tmp_path: Path, source: Path) -> Iterator[DaemonProcess]:
     """A daemon with one version, and another in its catalog that shares a blob."""
-    with daemon_process(tmp_path / "daemon", "--scrub-rate", "0") as process:
-        publish_files(source / "a", FILES)
-        publish_files(source / "b", SHARED)
-        process.write_catalog({"tiny": prefetched(f"file://{source}/a"), "other": model(f"file://{source}/b")})
-        process.start()
-        process.wait_ready(V1)
+    with sharing_daemon(tmp_path / "daemon", source, FILES, SHARED) as process:
         yield process
 
 
@@ -42,18 +36,13 @@ def _write(daemon: DaemonProcess, data: bytes) -> None:
         file.write(data)
 
 
-def _gate(gates: Gates, ref: ModelRef) -> None:
-    gate = gates.start_bare("--model", ref.name, "--version", ref.version, "--once")
-    assert gate.wait() == 0, gate.said()
-
-
 def test_a_version_that_shares_it_is_not_published_with_it(daemon: DaemonProcess, gates: Gates) -> None:
     """A later version that has the same content gets the right bytes, fetched again, and so does the first."""
     _write(daemon, b"wrong bytes")
     daemon.pull("other@v1")
-    _gate(gates, OTHER)
+    gates.check_opens(OTHER)
     assert daemon.files(OTHER) == SHARED
-    _gate(gates, V1)
+    gates.check_opens(V1)
     assert daemon.files(V1) == FILES
     assert len(list(daemon.layout.quarantine.iterdir())) == 1
 
@@ -70,7 +59,7 @@ def test_nor_where_its_record_is_gone(daemon: DaemonProcess, gates: Gates, kept:
         record.write_text("{")
     flip(daemon.path(V1) / "a.bin")
     daemon.pull("other@v1")
-    _gate(gates, OTHER)
+    gates.check_opens(OTHER)
     assert daemon.files(OTHER) == SHARED
     assert len(list(daemon.layout.quarantine.iterdir())) == 1
 
@@ -80,7 +69,7 @@ def test_one_that_was_only_touched_is_kept(daemon: DaemonProcess, gates: Gates) 
     fetched = daemon.metric("holdfast_fetch_bytes_total")
     _write(daemon, FILES["a.bin"][:11])
     daemon.pull("other@v1")
-    _gate(gates, OTHER)
+    gates.check_opens(OTHER)
     assert daemon.files(OTHER) == SHARED
     assert daemon.metric("holdfast_fetch_bytes_total") - fetched == len(SHARED["y.bin"])
     assert not list(daemon.layout.quarantine.iterdir())
@@ -109,5 +98,5 @@ def test_a_snapshot_made_anew_does_not_take_it_for_right(
         daemon.start()
     else:
         daemon.wait(lambda: len(list(daemon.layout.quarantine.iterdir())) == 1, "the quarantine")
-    _gate(gates, V1)
+    gates.check_opens(V1)
     assert daemon.files(V1) == FILES

@@ -12,14 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from cached.contract.reference import ModelRef
 from tests.support.bitrot import flip
-from tests.support.daemon import DaemonProcess, daemon_process, model, prefetched, publish_files
+from tests.support.daemon import DaemonProcess, daemon_process, prefetched
 from tests.support.gates import Gates
 from tests.support.origin import HostileOrigin
 from tests.support.origin_faults import Stall
+from tests.system.rot.sharing import OTHER, V1, sharing_daemon
 
-V1, OTHER = ModelRef("tiny", "v1"), ModelRef("other", "v1")
 FILES = {"a.bin": random.Random(61).randbytes(2_400_001), "b/c.bin": random.Random(62).randbytes(5000)}
 SHARED = {"x.bin": FILES["a.bin"], "y.bin": b"mine", "z.bin": FILES["b/c.bin"]}
 
@@ -27,22 +26,12 @@ SHARED = {"x.bin": FILES["a.bin"], "y.bin": b"mine", "z.bin": FILES["b/c.bin"]}
 @pytest.fixture
 def daemon(tmp_path: Path, source: Path) -> Iterator[DaemonProcess]:
     """A daemon with one version, and another in its catalog that shares all blobs of that."""
-    with daemon_process(tmp_path / "daemon", "--scrub-rate", "0") as process:
-        publish_files(source / "a", FILES)
-        publish_files(source / "b", SHARED)
-        process.write_catalog({"tiny": prefetched(f"file://{source}/a"), "other": model(f"file://{source}/b")})
-        process.start()
-        process.wait_ready(V1)
+    with sharing_daemon(tmp_path / "daemon", source, FILES, SHARED) as process:
         yield process
 
 
 def _blob(daemon: DaemonProcess, path: str) -> Path:
     return daemon.layout.blob(sha256(FILES[path]).hexdigest())
-
-
-def _gate(gates: Gates, ref: ModelRef) -> None:
-    gate = gates.start_bare("--model", ref.name, "--version", ref.version, "--once")
-    assert gate.wait() == 0, gate.said()
 
 
 COPIES = {
@@ -67,11 +56,11 @@ def test_a_copy_is_hashed_before_a_later_version_has_it(
         flip(_blob(daemon, "a.bin"))
     daemon.start()
     daemon.pull("other@v1")
-    _gate(gates, OTHER)
+    gates.check_opens(OTHER)
     assert daemon.files(OTHER) == SHARED
     assert len(list(daemon.layout.quarantine.iterdir())) == is_wrong
     assert is_wrong or daemon.metric("holdfast_fetch_bytes_total") == len(SHARED["y.bin"])
-    _gate(gates, V1)
+    gates.check_opens(V1)
     assert daemon.files(V1) == FILES
 
 
@@ -84,7 +73,7 @@ def test_a_blob_without_a_snapshot_is_hashed(daemon: DaemonProcess, gates: Gates
     flip(_blob(daemon, path))
     daemon.start()
     daemon.wait_ready(V1)
-    _gate(gates, V1)
+    gates.check_opens(V1)
     assert daemon.files(V1) == FILES
     assert daemon.metric("holdfast_fetch_bytes_total") == len(FILES[path])
 
