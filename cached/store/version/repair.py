@@ -126,7 +126,8 @@ def find_unproven(
     were when they were hashed: they were written to since, or their names alone tell what they are. A record costs a
     read, a blob a system call for each record that has it."""
     top = os.fspath(layout.blobs)
-    left = {each for each in sha256s if not _fits_if_same(f"{top}/{each[:2]}/{each}", find_note(each))}
+    notes = {each: note for each in sha256s if (note := find_note(each)) is not None}
+    left = set(sha256s) - {each for each, note in notes.items() if _fits_if_same(f"{top}/{each[:2]}/{each}", note)}
     for digest, manifest in snapshots_here:
         if not left:
             break
