@@ -299,7 +299,7 @@ class Attempt:
         if self.stream or self._users or not self._shared.fills_processors():
             return 1
         swift = int(self._rate * _REQUEST_S / SEGMENT_BYTES)
-        return min(_MAX_JOINED, swift, len(self._unassigned) // 2)
+        return max(1, min(_MAX_JOINED, swift, len(self._unassigned) // 2))
 
     def _segments(self) -> list[Segment]:
         if self.stream or self.size is None:
